@@ -1,0 +1,3 @@
+"""Language models that improve themselves."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,159 @@
+"""Configurations to and from plain data: YAML files, `--field value` overrides, and the resolved copy in a run.
+
+A configuration is a frozen dataclass of frozen dataclasses. Unknown keys and values of the wrong type are errors that
+name the key.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cattrs
+import yaml
+
+from selftaught.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return `config` as plain data that YAML and JSON can hold."""
+    return _converter().unstructure(config)
+
+
+def from_dict(kind: type[Config], data: Mapping[str, Any]) -> Config:
+    """Return a `kind` made from plain data.
+
+    Raises:
+        InputError: a key is unknown or a value has the wrong type; every such key is named.
+    """
+    _refuse_unknown(kind, data, "")
+    try:
+        return _converter().structure(data, kind)
+    except Exception as error:
+        problems = "; ".join(cattrs.transform_error(error, format_exception=_explain)).replace(" @ $.", " at ")
+        raise InputError(f"configuration: {problems}") from None
+
+
+def load_yaml(kind: type[Config], path: Path) -> Config:
+    """Return the configuration in a YAML file, for example a run's `config.yaml`."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}: pass --config an existing YAML file") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: {str(error).replace(chr(10), ' ')}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} must hold keys and values, not {type(data).__name__}")
+    return from_dict(kind, data)
+
+
+def override(config: Config, arguments: Sequence[str]) -> Config:
+    """Return `config` with `--dotted.field value` arguments applied; tuples are written `0.5,0.7`.
+
+    Raises:
+        InputError: a field is unknown, a value is missing or has the wrong type.
+    """
+    data = to_dict(config)
+    for key, text in _parse_arguments(arguments):
+        target, kind = data, type(config)
+        *parents, leaf = key.replace("-", "_").split(".")
+        for depth, part in enumerate(parents):
+            _known_field(kind, part, parents[:depth])
+            kind = _dataclass_in(_types(kind)[part])
+            target[part] = target[part] if target.get(part) is not None else {}
+            target = target[part]
+            if kind is None:
+                raise InputError(f"--{key}: {'.'.join(parents[: depth + 1])} has no fields of its own")
+        _known_field(kind, leaf, parents)
+        target[leaf] = _parse_value(text, _types(kind)[leaf])
+    return from_dict(type(config), data)
+
+
+def describe(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every dotted field of `config` with its value: what `--help` lists."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from describe(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+def _parse_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    rest = list(arguments)
+    while rest:
+        name = rest.pop(0)
+        if not name.startswith("--"):
+            raise InputError(f"{name!r} is not an option: write --field value")
+        key, equals, text = name[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise InputError(f"--{key} needs a value")
+            text = rest.pop(0)
+        yield key, text
+
+
+def _parse_value(text: str, kind: Any) -> Any:
+    if kind is str:
+        return text
+    if typing.get_origin(kind) is tuple:
+        return [yaml.safe_load(part) for part in text.split(",") if part != ""]
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _refuse_unknown(kind: Any, data: Any, path: str) -> None:
+    kind = _dataclass_in(kind)
+    if kind is None or not isinstance(data, Mapping):
+        return
+    for key, value in data.items():
+        _known_field(kind, str(key), path.split(".")[:-1])
+        _refuse_unknown(_types(kind)[key], value, f"{path}{key}.")
+
+
+def _known_field(kind: type, name: str, parents: Sequence[str]) -> None:
+    names = [f.name for f in dataclasses.fields(kind)]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+        raise InputError(f"unknown key {'.'.join([*parents, name])!r}: {hint}")
+
+
+def _explain(error: BaseException, kind: type | None) -> str:
+    if isinstance(error, KeyError):
+        return f"required field {error.args[0]!r} is missing"
+    return str(error)
+
+
+def _types(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _dataclass_in(kind: Any) -> type | None:
+    """Return the dataclass in `kind`, which may be optional."""
+    options = typing.get_args(kind) or (kind,)
+    return next((k for k in options if dataclasses.is_dataclass(k)), None)
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter()
+    for kind, accepted in ((int, (int,)), (float, (int, float)), (str, (str,)), (bool, (bool,))):
+        converter.register_structure_hook(kind, _strict(kind, accepted))
+    return converter
+
+
+def _strict(kind: type, accepted: tuple[type, ...]):
+    def structure(value: Any, _: Any) -> Any:
+        if kind is float and isinstance(value, str):
+            return float(value)  # YAML 1.1 reads 1e-4 as a string
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{value!r} is not of type {kind.__name__}")
+        return kind(value)
+
+    return structure

@@ -1,0 +1,1 @@
+"""Generation: the sampler and the engines that drive it."""

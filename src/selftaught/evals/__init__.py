@@ -1,0 +1,1 @@
+"""Tasks x metrics with standard errors."""

@@ -1,0 +1,94 @@
+"""Opening a model and its tokenizer from a `ModelSpec`: a Hub id or a directory, with an optional LoRA adapter."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from selftaught.errors import InputError
+from selftaught.specs import ModelSpec
+
+
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of `spec`; a missing pad token is set to EOS (padding is always masked, never read).
+
+    Raises:
+        InputError: nothing can be opened there, or the tokenizer has neither a pad nor an EOS token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_source(spec), **_hub_arguments(spec))
+    except (OSError, ValueError) as error:
+        raise InputError(_unusable(spec, "tokenizer", error)) from None
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"the tokenizer of {spec.source} has neither a pad nor an EOS token: set tokenizer.eos_token and save it again")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Return the causal language model of `spec` on `device`, in eval mode, its adapter applied.
+
+    `dtype` overrides `spec.dtype`; "auto" keeps the dtype the weights were saved in.
+
+    Raises:
+        InputError: nothing can be opened there, or it is not a causal language model.
+    """
+    wanted = dtype or ("auto" if spec.dtype == "auto" else getattr(torch, spec.dtype))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(_source(spec), dtype=wanted, **_hub_arguments(spec))
+        if spec.adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, spec.adapter)
+    except (OSError, ValueError) as error:
+        raise InputError(_unusable(spec, "causal language model", error)) from None
+    return model.to(device).eval()
+
+
+def load_config(spec: ModelSpec):
+    """Return the transformers configuration of `spec` without its weights."""
+    try:
+        return AutoConfig.from_pretrained(_source(spec), **_hub_arguments(spec))
+    except (OSError, ValueError) as error:
+        raise InputError(_unusable(spec, "configuration", error)) from None
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of the vocabulary and merges: equal fingerprints mean that ids can be exchanged."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        # Truncation and padding are per-call settings that transformers writes into the backend.
+        text = json.dumps({k: v for k, v in state.items() if k not in ("truncation", "padding")}, sort_keys=True)
+    else:
+        text = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def context_length(config) -> int | None:
+    """Return how many positions a model of this configuration can hold, None where it sets no bound."""
+    text_config = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        if getattr(text_config, name, None):
+            return int(getattr(text_config, name))
+    return None
+
+
+def _source(spec: ModelSpec) -> str:
+    path = Path(spec.source).expanduser()
+    looks_local = spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1
+    if looks_local and not path.is_dir():
+        raise InputError(f"model directory {spec.source} does not exist: pass a directory that holds config.json, or a Hub id")
+    return str(path) if path.is_dir() else spec.source
+
+
+def _hub_arguments(spec: ModelSpec) -> dict:
+    return {"revision": spec.revision or "main", "trust_remote_code": spec.trust_remote_code}
+
+
+def _unusable(spec: ModelSpec, what: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"no {what} can be opened from {spec.source!r}: {reason} (pass a directory written by save_pretrained or a Hub id)"

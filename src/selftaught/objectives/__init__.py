@@ -1,0 +1,1 @@
+"""Losses on a model and a batch."""

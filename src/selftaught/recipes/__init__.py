@@ -1,0 +1,1 @@
+"""One file per method: paper(), gpu(), small(), smoke()."""

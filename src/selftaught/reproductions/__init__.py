@@ -1,0 +1,1 @@
+"""Each paper's table in miniature: arms, metrics, the claim."""

@@ -1,0 +1,1 @@
+"""Scorers: verifiers, self-consistency, reward models, judges."""

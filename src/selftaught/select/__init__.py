@@ -1,0 +1,1 @@
+"""Pure functions on rows: votes, pairs, filters."""

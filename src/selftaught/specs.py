@@ -1,0 +1,118 @@
+"""What crosses a process: frozen descriptions of models, sampling, objectives and training, built where they are used.
+
+Recipes and configurations are made of these. No torch here, so that `list` and `--help` answer at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scratch:
+    """A small Llama with random weights, and the tokenizer to train for it.
+
+    `tokenizer` is "char" (one token per character of the corpus) or "bpe" (byte-level, `vocab_size` tokens).
+    """
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    kv_heads: int | None = None
+    intermediate: int | None = None
+    context: int = 256
+    tied: bool = True
+    tokenizer: Literal["char", "bpe"] = "char"
+    vocab_size: int = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A causal language model: a Hub id or a directory that `from_pretrained` opens.
+
+    `adapter` is a LoRA directory applied on top. `template` says how prompts become text: "plain", "chat" (the
+    tokenizer's own template) or the path of a Jinja file.
+    """
+
+    source: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+    adapter: str | None = None
+    template: str = "plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How completions are drawn. Temperature 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 switch a filter off."""
+
+    k: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SFT:
+    """Negative log-likelihood of completions; `per_sequence` averages within a completion first, else over tokens."""
+
+    per_sequence: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """DPO ("sigmoid") or IPO on pairs, each pair multiplied by its weight.
+
+    `nll_alpha` scales the length-normalised negative log-likelihood of the chosen completion, inside the weight.
+    """
+
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    beta: float = 0.1
+    nll_alpha: float = 0.0
+    label_smoothing: float = 0.0
+    length_normalize: bool = False
+    weight_normalize: bool = False
+
+
+ObjectiveSpec = SFT | Preference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """A low-rank adapter, trained in place of the weights."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("all-linear",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Settings of one training stage. `batch_size` counts examples per update, over all ranks and micro-batches."""
+
+    lr: float = 5e-6
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = 0.05
+    min_lr_ratio: float = 0.0
+    epochs: float = 1.0
+    max_steps: int | None = None
+    batch_size: int = 16
+    micro_batch_tokens: int = 8192
+    max_length: int | None = None
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    precision: Precision = "auto"
+    tree_rows: bool = True
+    activation_checkpointing: bool = False
+    compile: bool = False
+    lora: Lora | None = None
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    checkpoint_every: int = 200
+    snapshots: Literal["last", "epoch"] = "last"
+    trackers: tuple[str, ...] = field(default=())

@@ -1,0 +1,1 @@
+"""Stages on disk: typed Parquet tables, content-addressed, resumable."""

@@ -1,0 +1,1 @@
+"""Worlds with exact answers, and loaders of real sets."""

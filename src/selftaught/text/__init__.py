@@ -1,0 +1,1 @@
+"""Pure strings: templates, answers, steps."""

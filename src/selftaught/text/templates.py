@@ -1,0 +1,125 @@
+"""How a prompt becomes text and ids, and a completion becomes training targets.
+
+The sampler and the trainer both go through here, so that a model is trained on exactly what it was sampled from.
+Tokenizers are passed in: any object with the interface of a transformers tokenizer.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from selftaught.errors import InputError
+from selftaught.types import Completion, Prompt
+
+PLAIN, CHAT = "plain", "chat"
+
+
+def render(prompt: Prompt, template: str, tokenizer: Any = None) -> str:
+    """Return the text a model is fed for `prompt`.
+
+    `template` is "plain" (the turns' contents joined by line breaks), "chat" (the tokenizer's own chat template with
+    an opened assistant turn) or the path of a Jinja file that sees `messages`.
+
+    Raises:
+        InputError: chat is asked for and the tokenizer has no chat template, or the template file cannot be used.
+    """
+    if template == PLAIN:
+        return prompt.text
+    turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
+    if template == CHAT:
+        _require_chat_template(tokenizer)
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    return _load_jinja(template).render(messages=turns)
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt, template: str) -> list[int]:
+    """Return the ids a model is fed for `prompt`: a leading BOS where the tokenizer adds one, never a trailing EOS."""
+    text = render(prompt, template, tokenizer)
+    ids = list(tokenizer(text, add_special_tokens=template != CHAT)["input_ids"])
+    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
+        ids.pop()
+    return ids
+
+
+def encode_completion(
+    tokenizer: Any, prompt: Prompt, completion: Completion, template: str, fingerprint: str
+) -> tuple[list[int], bool]:
+    """Return the target ids of `completion` and whether they had to be made from its text.
+
+    Ids that this tokenizer sampled (`completion.tokenizer` equals `fingerprint`) are kept as they are. Text of another
+    origin, and text that ended in a stop string, is encoded and closed with the end-of-turn token.
+
+    Raises:
+        InputError: the tokenizer has no end-of-turn token to close the text with.
+    """
+    ends = end_token_ids(tokenizer, template)
+    ids = completion.token_ids
+    if ids is not None and completion.tokenizer == fingerprint and (completion.finish != "stop" or ids[-1:] and ids[-1] in ends):
+        return list(ids), False
+    if template == CHAT:
+        return _encode_chat_turn(tokenizer, prompt, completion.text), True
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{_name(tokenizer)} has no EOS token, so a completion cannot be closed: set tokenizer.eos_token")
+    return [*tokenizer(completion.text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], True
+
+
+@lru_cache(maxsize=64)
+def _chat_end_ids(tokenizer: Any) -> tuple[int, ...]:
+    probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "probe"}]
+    closed = tokenizer.apply_chat_template(probe, tokenize=False)
+    tail = closed[closed.rindex("probe") + len("probe") :]
+    specials = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    first = [i for i in tokenizer(tail, add_special_tokens=False)["input_ids"] if i in specials][:1]
+    return tuple(first)
+
+
+def end_token_ids(tokenizer: Any, template: str) -> tuple[int, ...]:
+    """Return the ids that end a turn: EOS and, under the chat template, the special token that closes a turn."""
+    ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    if template != CHAT:
+        return ends
+    _require_chat_template(tokenizer)
+    return tuple(dict.fromkeys((*ends, *_chat_end_ids(tokenizer))))
+
+
+def _encode_chat_turn(tokenizer: Any, prompt: Prompt, text: str) -> list[int]:
+    turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
+    opened = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    closed = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": text}], tokenize=False)
+    if not closed.startswith(opened):
+        raise InputError(
+            f"the chat template of {_name(tokenizer)} rewrites earlier turns once an answer is added (prompt {prompt.id}), "
+            "so the answer's targets cannot be told apart: pass --template plain or a Jinja file"
+        )
+    ids = tokenizer(closed[len(opened) :], add_special_tokens=False)["input_ids"]
+    ends = end_token_ids(tokenizer, CHAT)
+    last = max((i for i, token in enumerate(ids) if token in ends), default=None)
+    if last is None:
+        raise InputError(
+            f"the chat template of {_name(tokenizer)} does not close an answer with an end-of-turn token (prompt "
+            f"{prompt.id}), so the model would never learn to stop: pass --template plain or fix the template"
+        )
+    return ids[: last + 1]
+
+
+def _require_chat_template(tokenizer: Any) -> None:
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(f"{_name(tokenizer)} has no chat template: pass --template plain or --template FILE.jinja")
+
+
+@lru_cache(maxsize=16)
+def _load_jinja(path: str) -> Any:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+        return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined).from_string(source)
+    except OSError as error:
+        raise InputError(f"template {path!r} is neither 'plain', 'chat' nor a readable file: {error.strerror}") from None
+    except jinja2.TemplateSyntaxError as error:
+        raise InputError(f"template {path}, line {error.lineno}: {error.message}") from None
+
+
+def _name(tokenizer: Any) -> str:
+    return f"tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__}"
