@@ -13,7 +13,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 class Scratch:
     """A small Llama with random weights, and the tokenizer to train for it.
 
-    `tokenizer` is "char" (one token per character of the corpus) or "bpe" (byte-level, `vocab_size` tokens).
+    `tokenizer` is "char" (one token per character), "pattern" (one per match of the regular expression `pattern`, per
+    character elsewhere) or "bpe" (byte-level, `vocab_size` tokens). Matrices are drawn with standard deviation
+    `init_std`.
     """
 
     layers: int = 4
@@ -23,7 +25,10 @@ class Scratch:
     intermediate: int | None = None
     context: int = 256
     tied: bool = True
-    tokenizer: Literal["char", "bpe"] = "char"
+    rope_theta: float = 10000.0
+    init_std: float = 0.02
+    tokenizer: Literal["char", "pattern", "bpe"] = "char"
+    pattern: str = ""
     vocab_size: int = 2048
 
 
@@ -116,3 +121,26 @@ class Training:
     checkpoint_every: int = 200
     snapshots: Literal["last", "epoch"] = "last"
     trackers: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedModel:
+    """A model to start from, trained from random weights on a task's demonstrations."""
+
+    scratch: Scratch = field(default_factory=Scratch)
+    demonstrations: int = 8000
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Greedy accuracy and, with `k` samples, self-consistency accuracy on `problems` held-out problems.
+
+    `problems` None takes all there are.
+    """
+
+    problems: int | None = 500
+    k: int = 8
+    temperature: float = 0.7
+    top_p: float = 0.9
+    max_tokens: int = 256

@@ -9,6 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from selftaught.errors import InputError
 from selftaught.specs import ModelSpec
+from selftaught.store.files import hash_file
+from selftaught.store.manifest import MANIFEST, read_manifest
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
@@ -66,6 +68,31 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         text = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def model_key(spec: ModelSpec) -> str:
+    """Return what identifies the weights of `spec` in stage keys, wherever they lie.
+
+    The key of the stage that trained them; for other directories a hash of all files;
+    for the Hub the id with its revision. An adapter is part of it.
+    """
+    parts = [_place_key(spec.source, spec.revision), spec.dtype]
+    if spec.adapter:
+        parts.append(_place_key(spec.adapter, None))
+    return "+".join(parts)
+
+
+def _place_key(source: str, revision: str | None) -> str:
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        return f"{source}@{revision or 'main'}"
+    for parent in (path, *path.parents):
+        if (parent / MANIFEST).is_file():
+            return f"{read_manifest(parent)['key']}/{path.relative_to(parent).as_posix()}"
+    digest = hashlib.blake2b(digest_size=12)
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}:{hash_file(file)}".encode())
+    return digest.hexdigest()
 
 
 def context_length(config) -> int | None:

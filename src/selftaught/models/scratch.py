@@ -6,16 +6,24 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as token_models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from selftaught.specs import ModelSpec, Scratch
+from selftaught.specs import Scratch
+from selftaught.store.stage import open_stage
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
 
-def build_scratch(scratch: Scratch, texts: Iterable[str], seed: int, out: Path) -> ModelSpec:
-    """Train a tokenizer on `texts`, draw weights from `seed`, and save both to `out` as `from_pretrained` expects."""
+def build_scratch(*, scratch: Scratch, examples: Path, out: Path, seed: int) -> None:
+    """Fill `out` with a tokenizer trained on a stage of demonstrations and a model with weights drawn from `seed`."""
+    texts = [text for batch in open_stage(examples).columns("prompt", "completion") for column in batch for text in column]
     tokenizer = train_tokenizer(scratch, texts)
+    scratch_model(scratch, tokenizer, seed).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def scratch_model(scratch: Scratch, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    """Return a Llama for `tokenizer` with random weights that `seed` fixes."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=scratch.width,
@@ -24,6 +32,8 @@ def build_scratch(scratch: Scratch, texts: Iterable[str], seed: int, out: Path) 
         num_attention_heads=scratch.heads,
         num_key_value_heads=scratch.kv_heads or scratch.heads,
         max_position_embeddings=scratch.context,
+        rope_parameters={"rope_type": "default", "rope_theta": scratch.rope_theta},
+        initializer_range=scratch.init_std,
         tie_word_embeddings=scratch.tied,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -31,35 +41,43 @@ def build_scratch(scratch: Scratch, texts: Iterable[str], seed: int, out: Path) 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return ModelSpec(source=str(out))
+        return LlamaForCausalLM(config)
 
 
 def train_tokenizer(scratch: Scratch, texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer trained on `texts`: one token per character, or a byte-level BPE of `scratch.vocab_size`.
+    """Return the tokenizer that `scratch` describes, trained on `texts`. It adds no token of its own when it encodes.
 
-    It adds no token of its own when it encodes. Characters outside a "char" vocabulary become `<unk>`.
+    Where tokens are characters or matches of a pattern, what `texts` do not hold becomes `<unk>`.
     """
-    backend = _train_char(texts) if scratch.tokenizer == "char" else _train_bpe(texts, scratch.vocab_size)
+    if scratch.tokenizer == "bpe":
+        backend = _train_bpe(texts, scratch.vocab_size)
+    else:
+        backend = _train_words(texts, f"{scratch.pattern}|[\\s\\S]" if scratch.tokenizer == "pattern" else r"[\s\S]")
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=PAD, eos_token=EOS, unk_token=UNK, model_max_length=scratch.context, clean_up_tokenization_spaces=False
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        model_max_length=scratch.context,
+        clean_up_tokenization_spaces=False,
     )
 
 
-def _train_char(texts: Iterable[str]) -> Tokenizer:
-    characters = sorted(set().union(*map(set, texts)))
-    vocabulary = {token: i for i, token in enumerate([PAD, EOS, UNK, *characters])}
+def _train_words(texts: Iterable[str], pattern: str) -> Tokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    texts = list(texts)
+    words = {word for text in set(texts) for word, _ in split.pre_tokenize_str(text)}
+    characters = set().union(*map(set, texts))
+    vocabulary = {token: i for i, token in enumerate([PAD, EOS, UNK, *sorted(words | characters)])}
     tokenizer = Tokenizer(token_models.WordLevel(vocabulary, unk_token=UNK))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([PAD, EOS, UNK])
     return tokenizer
 
 
 def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    tokenizer = Tokenizer(token_models.BPE(unk_token=None))
+    tokenizer = Tokenizer(token_models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -1,0 +1,292 @@
+"""The context a method is given: six verbs over one run directory.
+
+Each verb is a cached stage: its key is a hash of what it does, on what, with which parameters and seed. A verb whose
+stage is complete returns it at once, so a method that is run again continues where it stopped.
+"""
+
+import json
+import math
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from selftaught.errors import InputError, NothingToTrainOn
+from selftaught.evals.evaluate import evaluate_greedy, evaluate_samples
+from selftaught.evals.metrics import PerProblem
+from selftaught.executor import Executor, Inline
+from selftaught.models.load import model_key
+from selftaught.scorers.base import Scorer
+from selftaught.scorers.verifier import Verifier
+from selftaught.scorers.votes import Votes
+from selftaught.specs import SFT, Evaluation, ModelSpec, ObjectiveSpec, Preference, Sampling, SeedModel, Training
+from selftaught.store.artifact import Artifact, ArtifactWriter, artifact_writer, get_artifact
+from selftaught.store.groups import Groups
+from selftaught.store.run import RunDirectory
+from selftaught.store.stage import Stage, Store, default_cache, stage_key
+from selftaught.tasks.task import Task
+from selftaught.types import Completion, Demonstration, Prompt, Report, Score
+
+COMPLETIONS_PER_SHARD = 4096
+GENERATE = "selftaught.engines.shards:generate_shards"
+REFERENCE = "selftaught.train.reference:reference_shards"
+TRAIN = "selftaught.train.loop:train"
+SCRATCH = "selftaught.models.scratch:build_scratch"
+
+
+@dataclass(kw_only=True)
+class Lab:
+    """Six verbs (generate, score, select, train, evaluate, stage) on one run directory.
+
+    `strict` turns a seed model with which a method has nothing to do from a warning into an error. `arm` and `round`
+    label what is written to the metrics; they are no part of a stage's key, so arms share equal stages.
+    """
+
+    run: RunDirectory
+    seed: int = 0
+    executor: Executor = field(default_factory=Inline)
+    strict: bool = False
+    cache: Store = field(default_factory=lambda: Store(default_cache() / "stages"))
+    store: Store | None = None
+    arm: str = ""
+    round: int = 0
+
+    def __post_init__(self) -> None:
+        self.store = self.store or self.run.stages
+
+    def generate(self, model: ModelSpec, prompts: Sequence[Prompt] | Stage | Groups, sampling: Sampling, *, first_k: int = 0) -> Groups:
+        """Draw `sampling.k` completions of every prompt, numbered from `first_k`. Given groups, add to theirs."""
+        known = prompts if isinstance(prompts, Groups) else Groups(prompts=self._table(prompts))
+        params = {"model": model_key(model), "template": model.template, "sampling": sampling, "first_k": first_k}
+        arguments = {"model": model, "prompts": known.prompts.path, "sampling": sampling, "first_k": first_k}
+        shards = max(1, math.ceil(len(known) * sampling.k / COMPLETIONS_PER_SHARD))
+        stage = self._sharded("generate", Completion, GENERATE, params, arguments, [known.prompts], shards)
+        return Groups(
+            prompts=known.prompts, completions=(*known.completions, stage), scores=known.scores, verdicts=known.verdicts
+        )
+
+    def score(self, groups: Groups, scorer: Scorer) -> Groups:
+        """Add the scores that `scorer` gives to every completion."""
+        stage = self.stage("score", Score, score_rows, groups, scorer=scorer)
+        return Groups(
+            prompts=groups.prompts, completions=groups.completions, scores=(*groups.scores, stage), verdicts=groups.verdicts
+        )
+
+    def select(self, groups: Groups, selector: Callable[..., Iterator[Any]], row_type: type) -> Stage:
+        """Keep the examples that `selector` makes of `groups`; what it drops, and why, is counted in the manifest.
+
+        Raises:
+            NothingToTrainOn: no example is left.
+        """
+        stage = self.stage("select", row_type, selector, groups)
+        if not len(stage):
+            reasons = "; ".join(f"{n} x {why}" for why, n in _counts(stage).items()) or "there was no group"
+            raise NothingToTrainOn(f"selection kept none of {len(groups)} groups ({reasons}); all stages are kept in {self.run.path}")
+        return stage
+
+    def train(
+        self,
+        model: ModelSpec,
+        examples: Stage,
+        objective: ObjectiveSpec,
+        settings: Training,
+        *,
+        dev: Callable[[ModelSpec], float] | None = None,
+    ) -> ModelSpec:
+        """Train `model` and return the result: the last weights or, given `dev`, those of the epoch where it is highest."""
+        settings = replace(settings, snapshots="epoch") if dev else settings
+        reference = self._reference(model, examples, settings) if isinstance(objective, Preference) else None
+        params = {"model": model_key(model), "template": model.template, "objective": objective, "settings": settings}
+        parents = [stage for stage in (examples, reference) if stage is not None]
+        arguments = {"model": model, "examples": examples.path, "reference": reference and reference.path}
+        arguments |= {"objective": objective, "settings": settings}
+        trained = self._artifact("train", TRAIN, params, [p.key for p in parents], arguments)
+        self._copy_training_metrics(trained.path / "metrics.jsonl")
+        if dev is None:
+            return _trained(model, settings, trained.path / "model")
+        epochs = sorted((trained.path / "snapshots").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+        return max((_trained(model, settings, path) for path in epochs), key=dev)
+
+    def evaluate(
+        self, model: ModelSpec, task: Task, evaluation: Evaluation, prompts: Sequence[Prompt] | None = None
+    ) -> tuple[dict[str, Report], dict[str, PerProblem]]:
+        """Measure greedy accuracy and, with k > 1, what k samples per problem tell, on the test problems or `prompts`.
+
+        Returns the reports by name (`accuracy`, `accuracy_sc8`, `vote_share`, ...) and their values by problem.
+        """
+        k, problems = evaluation.k, self._table(task.test(evaluation.problems) if prompts is None else prompts)
+        sampling = Sampling(k=k, temperature=evaluation.temperature, top_p=evaluation.top_p, max_tokens=evaluation.max_tokens)
+        greedy = self.generate(model, problems, replace(sampling, k=1, temperature=0.0))
+        reports, values = evaluate_greedy(self.score(greedy, Verifier(task=task)))
+        if k > 1:
+            sampled = self.score(self.generate(model, problems, sampling), Votes(task=task, k=k))
+            more_reports, more_values = evaluate_samples(self.score(sampled, Verifier(task=task)), k)
+            reports, values = [*reports, *more_reports], values | more_values
+        for report in reports:
+            self.note_report(report)
+        return {report.name: report for report in reports}, values
+
+    def stage(self, name: str, row_type: type, rows: Callable | Sequence, *inputs: Stage | Groups, **params: Any) -> Stage:
+        """Store what `rows(*inputs, counts, **params)` yields, or the given rows themselves.
+
+        `rows` is a module-level function or a frozen dataclass that can be called; `counts` is a Counter for what it
+        leaves out. Its version is its attribute `version`, 1 without one.
+        """
+        if isinstance(rows, Sequence):
+            function, content = "rows", {"ids": [row.id for row in rows]}
+        else:
+            function, content = _function_name(rows), {"spec": None if hasattr(rows, "__qualname__") else rows, **params}
+        parents = [input.key for input in inputs]
+        origin = {"function": function, "version": getattr(rows, "version", 1), "params": content, "parents": parents}
+        key = stage_key(function, origin["version"], content, parents, self.seed)
+        stage = self.store.get(key)
+        cached = stage is not None
+        if stage is None:
+            counts: Counter[str] = Counter()
+            with self.store.writer(name, key, row_type, seed=self.seed, **origin) as writer:
+                if writer.missing():
+                    writer.write(0, rows if isinstance(rows, Sequence) else rows(*inputs, counts, **params))
+                stage = writer.commit(counts=dict(counts))
+        self._note(name, stage, cached, inputs)
+        return stage
+
+    def seed_model(self, task: Task, spec: SeedModel) -> ModelSpec:
+        """Train a small model from random weights on the task's demonstrations, in the cache that all runs share.
+
+        Raises:
+            InputError: the task has no demonstrations.
+        """
+        demonstrations = task.demonstrations(spec.demonstrations, seed=self.seed)
+        if not demonstrations:
+            raise InputError(f"task {task.name} has no demonstrations to train a seed model on: pass --model DIR_OR_HUB_ID")
+        shared = replace(self, store=self.cache)
+        examples = shared.stage("demonstrations", Demonstration, demonstrations)
+        arguments = {"scratch": spec.scratch, "examples": examples.path}
+        blank = shared._artifact("scratch", SCRATCH, {"scratch": spec.scratch}, [examples.key], arguments)
+        return shared.train(ModelSpec(source=str(blank.path)), examples, SFT(), spec.training)
+
+    def dev_accuracy(self, task: Task, problems: int, evaluation: Evaluation) -> Callable[[ModelSpec], float]:
+        """Return the measure by which `train` chooses an epoch: greedy accuracy on the first dev problems."""
+        prompts, greedy = task.dev(problems), replace(evaluation, k=1)
+        return lambda model: self.evaluate(model, task, greedy, prompts)[0]["accuracy"].mean
+
+    def note_report(self, report: Report) -> None:
+        """Append a report to the run's metrics."""
+        self.note("report", **{k: v for k, v in asdict(report).items() if k not in ("id", "parents")})
+
+    def warn(self, message: str) -> None:
+        """Print a warning; raise it as InputError where the lab is strict."""
+        if self.strict:
+            raise InputError(message)
+        print(f"warning: {message}", file=sys.stderr)
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Append one line to the run's metrics."""
+        self.run.append_metrics({"event": event, "arm": self.arm, "round": self.round, **facts})
+
+    def keep_models(self, models: Mapping[str, ModelSpec]) -> None:
+        """Copy trained models out of their stages: the last one to `model/`, each arm's to `models/ARM/` where there are several."""
+        trained = {arm: Path(m.adapter or m.source) for arm, m in models.items() if arm != "seed_model"}
+        for arm, source in trained.items():
+            target = self.run.path / ("model" if len(trained) == 1 else f"models/{arm}")
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target)
+
+    def _table(self, prompts: Sequence[Prompt] | Stage) -> Stage:
+        return prompts if isinstance(prompts, Stage) else self.stage("prompts", Prompt, prompts)
+
+    def _reference(self, model: ModelSpec, examples: Stage, settings: Training) -> Stage:
+        params = {"model": model_key(model), "template": model.template, "precision": settings.precision}
+        arguments = {"model": model, "examples": examples.path, "settings": settings}
+        return self._sharded("reference", Score, REFERENCE, params, arguments, [examples], 1)
+
+    def _sharded(
+        self, name: str, row_type: type, function: str, params: dict, arguments: dict, parents: Sequence[Stage], shards: int
+    ) -> Stage:
+        """Run a function that writes the shards it is told are missing, on the executor."""
+        keys = [parent.key for parent in parents]
+        key = stage_key(function, 1, params, keys, self.seed)
+        stage = self.store.get(key)
+        cached = stage is not None
+        if stage is None:
+            with self.store.writer(
+                name, key, row_type, shards, function=function, version=1, params=params, parents=keys, seed=self.seed
+            ) as writer:
+                if missing := writer.missing():
+                    place = {"directory": writer.directory, "shards": shards, "missing": missing}
+                    seeds = {"stage_key": key, "seed": self.seed}
+                    self.executor.run(function, {**arguments, **place, **seeds}, writer.directory)
+                stage = writer.commit()
+        self._note(name, stage, cached, parents)
+        return stage
+
+    def _artifact(self, name: str, function: str, params: dict, parents: Sequence[str], arguments: dict) -> Artifact:
+        """Run a function that fills a directory, on the executor."""
+        key = stage_key(function, 1, params, parents, self.seed)
+        found = get_artifact(self.store, key)
+        cached = found is not None
+        if found is None:
+            with artifact_writer(
+                self.store, name, key, function=function, version=1, params=params, parents=parents, seed=self.seed
+            ) as writer:
+                if not writer.finished:
+                    self.executor.run(function, {**arguments, "out": writer.directory, "seed": self.seed}, writer.directory)
+                found = writer.commit()
+        self._note(name, found, cached, ())
+        return found
+
+    def _note(self, verb: str, made: Stage | Artifact, cached: bool, inputs: Sequence[Stage | Groups]) -> None:
+        manifest = made.manifest
+        facts = {
+            "verb": verb,
+            "stage": f"{manifest['name']}-{made.key}",
+            "rows": manifest.get("rows", len(manifest.get("files", ()))),
+            "seconds": round(manifest["finished"] - manifest["started"], 2),
+            "cached": cached,
+            "counts": manifest.get("facts", {}).get("counts", {}),
+            "inputs": [parent for parent in manifest["parents"]],
+        }
+        groups = [i for i in inputs if isinstance(i, Groups)]
+        if groups:
+            roles = ("prompts", "completions", "scores")
+            facts["groups"] = {role: [s.path.name for s in _sources(groups[0], role)] for role in roles}
+        self.note("stage", **facts)
+        if verb not in ("prompts", "score"):
+            label = f"{self.arm} {self.round}" if self.round else self.arm
+            state = "cached" if cached else f"{facts['seconds']:.1f} s"
+            print(f"{label:<18} {verb:<14} {facts['rows']:>8,} {'files' if isinstance(made, Artifact) else 'rows':<6} {state}", file=sys.stderr)
+
+    def _copy_training_metrics(self, path: Path) -> None:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            self.note("train", **json.loads(line))
+
+
+def score_rows(groups: Groups, counts: Counter[str], *, scorer: Scorer) -> Iterator[Score]:
+    """Yield the scores of all groups, counting those without a value by their note."""
+    for score in chain.from_iterable(scorer(groups)):
+        if score.value is None:
+            counts[f"unscored: {score.note}"] += 1
+        yield score
+
+
+def _trained(model: ModelSpec, settings: Training, path: Path) -> ModelSpec:
+    """Return the spec of what a training stage left in `path`: whole weights, or an adapter on `model`'s."""
+    return replace(model, adapter=str(path)) if settings.lora else ModelSpec(source=str(path), template=model.template)
+
+
+def _counts(stage: Stage) -> dict[str, int]:
+    return stage.manifest["facts"]["counts"]
+
+
+def _sources(groups: Groups, role: str) -> Sequence[Stage]:
+    return [groups.prompts] if role == "prompts" else getattr(groups, role)
+
+
+def _function_name(function: Any) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"

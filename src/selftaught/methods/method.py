@@ -1,0 +1,45 @@
+"""What every method file exports: one record."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from selftaught.evals.metrics import PerProblem
+from selftaught.specs import ModelSpec
+from selftaught.types import Report
+
+if TYPE_CHECKING:
+    from selftaught.lab import Lab
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a run returns: per arm its last model, one dict (metric -> Report) per round, last values per problem."""
+
+    models: dict[str, ModelSpec] = field(default_factory=dict)
+    rounds: dict[str, list[dict[str, Report]]] = field(default_factory=dict)
+    values: dict[str, dict[str, PerProblem]] = field(default_factory=dict)
+
+    def add(self, arm: str, model: ModelSpec, measured: tuple[dict[str, Report], dict[str, PerProblem]]) -> None:
+        """Add a round of `arm`: its model, its reports and their per-problem values, which replace earlier ones."""
+        reports, values = measured
+        self.models[arm] = model
+        self.rounds.setdefault(arm, []).append(reports)
+        self.values[arm] = values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A published method.
+
+    `config` is its frozen configuration class, `run(cfg, lab)` follows the paper's algorithm, `equations` maps a
+    label of the paper to the function that implements it.
+    """
+
+    name: str
+    title: str
+    paper: str
+    claim: str
+    config: type
+    run: Callable[[Any, "Lab"], Outcome]
+    equations: dict[str, str]

@@ -1,0 +1,230 @@
+"""Self-Consistency Preference Optimization (Prasad et al. 2024, arXiv 2411.04109).
+
+The most frequent answer among k sampled solutions supplies the chosen response, the least frequent one the rejected
+response, and the vote margin weighs a DPO + NLL loss. No gold answer is used. For t = 0 .. T-1 (Section 2):
+
+    1. M_t writes new problems after a few unanswered ones;
+    2. M_t samples k responses y_1 .. y_k for every problem;
+    3. V(y) = number of responses with the answer of y                                              (Eq. 1)
+    4. problems with max V < tau_t are dropped;
+    5. y+ = argmax V, y- = argmin V, w = (V(y+) - V(y-)) / k                                        (Eq. 2)
+    6. M_{t+1} minimises  - w log sigmoid(beta [log M/M_t (y+) - log M/M_t (y-)])
+                          - alpha w / |y+| log M(y+)                                                (Eq. 3)
+       from M_t, which is also the reference.
+
+The paper's other rows are settings of the same loop (`ARMS`): gold answers and w = 1 make it IRPO, the NLL term
+alone on majority answers makes it LMSI, a reward model in place of the votes makes it IRPO with that reward model.
+
+Departures, and choices where the paper is silent:
+- hot samples (higher temperature) do not vote; they only widen the pool of rejected responses, with their answer's votes;
+- responses without an answer have no vote, may be rejected, and are at most `unread_cap` of the rejected ones;
+- a tie for the most frequent answer drops the problem, and so does w = 0;
+- generated problems that repeat a known one (exactly, or ROUGE-L above 0.7) are dropped;
+- by default M_t itself writes the problems; the paper's main runs let an instruct model do it (`problem_model`);
+- `fresh_problems` gives every round problems of its own; the paper uses the same ones in every round.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from selftaught.errors import InputError
+from selftaught.evals.evaluate import evaluate_samples
+from selftaught.evals.metrics import ordering_quality, pair_margin
+from selftaught.methods.method import Method, Outcome
+from selftaught.scorers.noisy_reward import NoisyReward
+from selftaught.scorers.verifier import Verifier
+from selftaught.scorers.votes import Votes
+from selftaught.select.pairs import (
+    ConsistencyPairs,
+    GoldPairs,
+    MajorityDemonstrations,
+    RewardPairs,
+    SemiSupervisedPairs,
+    Selector,
+)
+from selftaught.specs import SFT, Evaluation, ModelSpec, ObjectiveSpec, Preference, Sampling, SeedModel, Training
+from selftaught.store.groups import Groups
+from selftaught.tasks import load_task
+from selftaught.tasks.task import Task, TaskSpec
+from selftaught.text.dedup import novel
+from selftaught.types import Demonstration, Group, Pair, Prompt, Report
+
+if TYPE_CHECKING:
+    from selftaught.lab import Lab
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of ScPO and of its special cases. `tau` and `labelled` are shares; the last `tau` serves later rounds."""
+
+    task: TaskSpec
+    model: ModelSpec | None = None
+    seed_model: SeedModel | None = None
+    problem_model: ModelSpec | None = None
+    arms: tuple[str, ...] = ("scpo",)
+    rounds: int = 2
+    problems: int | None = None
+    fresh_problems: bool = False
+    new_problems: int = 0
+    problem_shots: int = 4
+    problem_sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.9, max_tokens=128))
+    sampling: Sampling = field(default_factory=lambda: Sampling(k=8, temperature=0.7, top_p=0.9))
+    hot: Sampling | None = None
+    hot_from_round: int = 2
+    labels: Literal["votes", "gold", "noisy_reward"] = "votes"
+    labelled: float = 0.0
+    reward_flips: float = 0.25
+    reward_flips_off: float = 0.35
+    tau: tuple[float, ...] = (0.5, 0.7)
+    weight: Literal["margin", "none"] = "margin"
+    unread_cap: float = 0.2
+    objective: Literal["dpo_nll", "nll"] = "dpo_nll"
+    beta: float = 0.5
+    nll_alpha: float = 1.0
+    weight_normalize: bool = False
+    training: Training = field(default_factory=lambda: Training(lr=5e-6, epochs=10, batch_size=16))
+    arm_lr: dict[str, float] = field(default_factory=dict)
+    dev_problems: int = 0
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+
+ARMS: dict[str, dict] = {
+    "scpo": {},
+    "scpo_unweighted": {"weight": "none"},
+    "scpo_semi": {"labelled": 0.5},
+    "irpo_gold": {"labels": "gold", "new_problems": 0},
+    "irpo_noisy_rm": {"labels": "noisy_reward"},
+    "lmsi": {"objective": "nll"},
+}
+
+
+def arm_settings(cfg: Config, arm: str) -> Config:
+    """Return `cfg` with the settings of one arm."""
+    if arm not in ARMS:
+        raise InputError(f"no arm is called {arm!r}: known are {', '.join(ARMS)}")
+    changes = dict(ARMS[arm])
+    if arm in cfg.arm_lr:
+        changes["training"] = replace(cfg.training, lr=cfg.arm_lr[arm])
+    return replace(cfg, **changes)
+
+
+def run(cfg: Config, lab: "Lab") -> Outcome:
+    """Train every arm from the same seed model, measuring it after each round."""
+    task = load_task(cfg.task)
+    outcome = Outcome()
+    with lab.scope(arm="seed_model"):
+        seed_model = cfg.model or lab.seed_model(task, cfg.seed_model)
+        outcome.add("seed_model", seed_model, lab.evaluate(seed_model, task, cfg.evaluation))
+    _check_seed_model(lab, outcome.rounds["seed_model"][0], cfg.evaluation.k)
+    for arm in cfg.arms:
+        settings, model = arm_settings(cfg, arm), seed_model
+        for t in range(cfg.rounds):
+            with lab.scope(arm=arm, round=t + 1):
+                model = train_round(settings, lab, task, model, t)
+                outcome.add(arm, model, lab.evaluate(model, task, cfg.evaluation))
+    return outcome
+
+
+def train_round(cfg: Config, lab: "Lab", task: Task, model: ModelSpec, t: int) -> ModelSpec:
+    """Turn M_t into M_{t+1}."""
+    k = cfg.sampling.k
+    start = t * (cfg.problems or 0) if cfg.fresh_problems else 0
+    problems = task.train(cfg.problems, seed=lab.seed, start=start)
+    problems += new_problems(cfg, lab, task, cfg.problem_model or model, problems)  # step 1
+    groups = lab.generate(model, problems, cfg.sampling)  # step 2
+    if cfg.hot and t + 1 >= cfg.hot_from_round:
+        groups = groups.extended(lab.generate(model, problems, cfg.hot, first_k=k))
+    groups = lab.score(groups, Votes(task=task, k=k))  # step 3
+    groups = lab.score(groups, Verifier(task=task))  # for measures, and for labels where the arm has them
+    if cfg.labels == "noisy_reward":
+        groups = lab.score(groups, NoisyReward(task=task, flip=cfg.reward_flips, flip_off=cfg.reward_flips_off))
+    row_type, selector = selection(cfg, t, lab.seed)
+    examples = lab.select(groups, selector, row_type)  # steps 4 and 5
+    measure_round(lab, groups, examples, k)
+    dev = lab.dev_accuracy(task, cfg.dev_problems, cfg.evaluation) if cfg.dev_problems else None
+    return lab.train(model, examples, objective(cfg), cfg.training, dev=dev)  # step 6
+
+
+def new_problems(cfg: Config, lab: "Lab", task: Task, model: ModelSpec, known: Sequence[Prompt]) -> list[Prompt]:
+    """Let `model` write `cfg.new_problems` problems after examples without answers; keep those that are new."""
+    if not cfg.new_problems:
+        return []
+    asked = task.problem_prompts(known, cfg.new_problems, seed=lab.seed)
+    written = lab.generate(model, asked, cfg.problem_sampling)
+    return list(lab.stage("problems", Prompt, fresh_problems, written, task=task, known=[p.text for p in known]))
+
+
+def fresh_problems(written: Iterable[Group], counts: Counter[str], *, task: Task, known: Sequence[str]) -> Iterator[Prompt]:
+    """Yield the problems that completions state and that repeat neither a known problem nor each other."""
+    prompts = []
+    for completion in (c for group in written for c in group.completions):
+        prompt = task.parse_problem(completion.text) if completion.finish == "stop" else None
+        if prompt is None:
+            counts["dropped: states no problem"] += 1
+        else:
+            prompts.append(replace(prompt, parents=(completion.id,)))
+    kept = novel([p.text for p in prompts], known=known)
+    counts["dropped: repeats a problem"] = len(prompts) - len(kept)
+    yield from (prompts[i] for i in kept)
+
+
+def selection(cfg: Config, t: int, seed: int) -> tuple[type, Selector]:
+    """Return the type of the training examples and the rule that makes them."""
+    k = cfg.sampling.k
+    threshold = cfg.tau[min(t, len(cfg.tau) - 1)] * k
+    votes = ConsistencyPairs(k=k, threshold=threshold, weight=cfg.weight, unread_cap=cfg.unread_cap, seed=seed)
+    if cfg.objective == "nll":
+        return Demonstration, MajorityDemonstrations(k=k, threshold=threshold, seed=seed)
+    if cfg.labels == "gold":
+        return Pair, GoldPairs(seed=seed)
+    if cfg.labels == "noisy_reward":
+        return Pair, RewardPairs(scorer="noisy_reward", seed=seed)
+    if cfg.labelled:
+        return Pair, SemiSupervisedPairs(gold=GoldPairs(seed=seed), consistency=votes, labelled=cfg.labelled, seed=seed)
+    return Pair, votes
+
+
+def objective(cfg: Config) -> ObjectiveSpec:
+    """Return Eq. 3, or its NLL term alone."""
+    if cfg.objective == "nll":
+        return SFT(per_sequence=True)
+    return Preference(beta=cfg.beta, nll_alpha=cfg.nll_alpha, weight_normalize=cfg.weight_normalize)
+
+
+def measure_round(lab: "Lab", groups: Groups, examples: Iterable, k: int) -> None:
+    """Note vote share (Figure 2), order against gold (Figure 3), Somers' D (Table 7) and the pairs' accuracy margin."""
+    reports, _ = evaluate_samples(groups, k)
+    for report in reports:
+        lab.note_report(replace(report, name=f"train/{report.name}"))
+    order = ordering_quality(groups)
+    if order:
+        lab.note("order", right=order.right, tie=order.tie, wrong=order.wrong, n=order.n)
+    verdicts = {s.completion_id: s.value for group in groups for s in group.scores if s.scorer == "verifier"}
+    margin = pair_margin((e for e in examples if isinstance(e, Pair)), verdicts)
+    lab.note("pairs", kept=len(examples), margin=margin)
+
+
+def _check_seed_model(lab: "Lab", reports: Mapping[str, Report], k: int) -> None:
+    greedy, voted = reports["accuracy"].mean, reports[f"accuracy_sc{k}"].mean
+    if not (0.05 <= greedy <= 0.95 and voted - greedy >= 0.02):
+        lab.warn(
+            f"the seed model answers {greedy:.1%} greedily and {voted:.1%} by majority of {k}: ScPO needs a model that is "
+            "neither hopeless nor finished and whose majority is better than its greedy answer; change the model or the task"
+        )
+
+
+METHOD = Method(
+    name="scpo",
+    title="Self-Consistency Preference Optimization",
+    paper="arXiv 2411.04109",
+    claim="preferring the majority answer over the least voted one, weighted by the margin, nearly equals gold labels",
+    config=Config,
+    run=run,
+    equations={
+        "Eq. 1 (votes)": "selftaught.select.votes:count_votes",
+        "Eq. 2 (pairs, weights)": "selftaught.select.pairs:ConsistencyPairs",
+        "Eq. 3 (loss)": "selftaught.objectives.preference:PreferenceObjective",
+    },
+)

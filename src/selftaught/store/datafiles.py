@@ -1,0 +1,140 @@
+"""Rows from users' own data files in the ecosystem's columns.
+
+A prompt is a text or a list of messages (`{"role": ..., "content": ...}`); a completion is a text or a list of one
+assistant message. Every other column is kept in `meta`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from selftaught.errors import InputError
+from selftaught.store.manifest import MANIFEST
+from selftaught.store.stage import open_stage
+from selftaught.store.tables import Fields, Record, read_table
+from selftaught.types import (
+    Completion,
+    Demonstration,
+    Feedback,
+    Message,
+    Pair,
+    Prompt,
+    content_id,
+    number_repeats,
+)
+
+Row = TypeVar("Row")
+
+_TALK = (str, list)
+_ROLES = get_args(Message.__annotations__["role"])
+
+
+def read_prompts(path: Path | str, limit: int | None = None) -> Iterator[Prompt]:
+    """Yield prompts from columns `prompt` or `messages`, with `answer` as gold where it is there."""
+    optional: Fields = {"prompt": _TALK, "messages": list, "answer": (str, int, float)}
+    return number_repeats(_read(Prompt, path, {}, optional, _prompt_row, limit))
+
+
+def read_demonstrations(path: Path | str, limit: int | None = None) -> Iterator[Demonstration]:
+    """Yield demonstrations from columns `prompt` and `completion`."""
+
+    def row(record: Record) -> Demonstration:
+        prompt = _prompt(record, ("completion",))
+        return Demonstration(prompt=prompt, completion=_completion(record, prompt, "completion", 0))
+
+    return _read(Demonstration, path, {"prompt": _TALK, "completion": _TALK}, {}, row, limit)
+
+
+def read_pairs(path: Path | str, limit: int | None = None) -> Iterator[Pair]:
+    """Yield pairs from columns `prompt`, `chosen` and `rejected`, with `weight` where it is there."""
+
+    def row(record: Record) -> Pair:
+        prompt = _prompt(record, ("chosen", "rejected", "weight"))
+        chosen, rejected = (_completion(record, prompt, name, k) for k, name in enumerate(("chosen", "rejected")))
+        return Pair(prompt=prompt, chosen=chosen, rejected=rejected, weight=float(record.fields.get("weight", 1.0)))
+
+    required = {"prompt": _TALK, "chosen": _TALK, "rejected": _TALK}
+    return _read(Pair, path, required, {"weight": float}, row, limit)
+
+
+def read_feedback(path: Path | str, limit: int | None = None) -> Iterator[Feedback]:
+    """Yield feedback from columns `prompt`, `completion` and `label`."""
+
+    def row(record: Record) -> Feedback:
+        prompt = _prompt(record, ("completion", "label"))
+        completion = _completion(record, prompt, "completion", 0)
+        return Feedback(prompt=prompt, completion=completion, label=record.fields["label"])
+
+    return _read(Feedback, path, {"prompt": _TALK, "completion": _TALK, "label": bool}, {}, row, limit)
+
+
+def _read(
+    row_type: type[Row],
+    path: Path | str,
+    required: Fields,
+    optional: Fields,
+    build: Callable[[Record], Row],
+    limit: int | None,
+) -> Iterator[Row]:
+    rows: Iterator[Row]
+    if (Path(path) / MANIFEST).exists():
+        stage = open_stage(path)
+        if stage.row_type is not row_type:
+            raise InputError(f"{path} holds {stage.row_type.__name__} rows; give a stage of {row_type.__name__} rows")
+        rows = iter(stage)
+    else:
+        rows = map(build, read_table(path, required, optional))
+    for count, row in enumerate(rows):
+        if limit is not None and count >= limit:
+            return
+        yield row
+
+
+def _prompt_row(record: Record) -> Prompt:
+    if "prompt" not in record.fields and "messages" not in record.fields:
+        found = ", ".join(record.fields) or "none"
+        raise InputError(f"{record.where}: neither 'prompt' nor 'messages' is there (fields: {found}); add one")
+    return _prompt(record, ("messages", "answer"))
+
+
+def _prompt(record: Record, taken: tuple[str, ...]) -> Prompt:
+    fields = record.fields
+    name = "prompt" if "prompt" in fields else "messages"
+    value = fields[name]
+    turns = _messages(record, name) if isinstance(value, list) else (Message(role="user", content=value),)
+    gold = str(fields["answer"]) if "answer" in taken and "answer" in fields else None
+    meta = {k: v for k, v in fields.items() if k != name and k not in taken and _is_plain(v)}
+    return Prompt(messages=turns, gold=gold, meta=meta)
+
+
+def _completion(record: Record, prompt: Prompt, name: str, k: int) -> Completion:
+    value = record.fields[name]
+    if isinstance(value, list):
+        turns = _messages(record, name)
+        if len(turns) != 1 or turns[0].role != "assistant":
+            raise InputError(f"{record.where}: {name!r} has {len(turns)} messages; give one, with role assistant")
+        value = turns[0].content
+    return Completion(prompt_id=prompt.id, k=k, text=value, id=content_id("given", prompt.id, k, value))
+
+
+def _messages(record: Record, name: str) -> tuple[Message, ...]:
+    turns = []
+    for i, turn in enumerate(record.fields[name]):
+        where = f"{record.where}: {name}[{i}]"
+        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
+            raise InputError(f'{where} = {turn!r:.60} is no message; write {{"role": "user", "content": "..."}}')
+        if turn.get("role") not in _ROLES:
+            raise InputError(f"{where} has the role {turn.get('role')!r}; use one of {', '.join(_ROLES)}")
+        turns.append(Message(role=turn["role"], content=turn["content"]))
+    if not turns:
+        raise InputError(f"{record.where}: {name!r} is an empty list; give at least one message")
+    return tuple(turns)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `meta` can hold the value (Parquet also has dates and bytes)."""
+    if isinstance(value, Mapping):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
