@@ -2,11 +2,22 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from selftaught import __version__, methods
+from selftaught import __version__, methods, recipes
+from selftaught.config import build, describe, from_dict, override, read_yaml
 from selftaught.errors import InputError, SelftaughtError
+from selftaught.methods.method import Method
+from selftaught.specs import SFT, Evaluation, ModelSpec, Preference, Sampling, Training
+from selftaught.tasks.task import TaskSpec
+
+if TYPE_CHECKING:
+    from selftaught.lab import Lab
+    from selftaught.store.stage import Stage
 
 INTERRUPTED = 130
 
@@ -17,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     if rest and not arguments.takes_fields:
         parser.error(f"unknown option {rest[0]!r}: see selftaught {arguments.command} --help")
-    arguments.fields = rest
+    arguments.overrides = rest
     try:
         return arguments.function(arguments) or 0
     except SelftaughtError as error:
@@ -73,8 +84,8 @@ def _add_env(commands) -> None:
 
 
 def _env(arguments) -> None:
-    from selftaught.runs import versions
     from selftaught.store.stage import default_cache
+    from selftaught.store.versions import versions
 
     if arguments.cache:
         print(default_cache())
@@ -128,27 +139,264 @@ def _add_run(commands) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1, help="processes of torchrun on this machine")
     parser.add_argument("--dry-run", action="store_true", help="print rows, tokens, memory and hours, and stop")
-    parser.add_argument("--fields", action="store_true", help="list every --field of the configuration, and stop")
+    parser.add_argument("--fields", action="store_true", help="list every --field value of the configuration, and stop")
 
 
 def _run(arguments) -> None:
-    from selftaught.recipes import configure
-    from selftaught.report.html import build_report
-    from selftaught.report.text import format_table
-
-    method, config, recipe = configure(arguments)
-    if arguments.fields_only:
-        return _print_fields(config)
+    method, recipe, config = _configure(arguments)
+    if arguments.fields:
+        for name, value in describe(config):
+            print(f"--{name:<34} {value}")
+        return
     if arguments.dry_run:
         from selftaught.plan import format_plan
 
         print(format_plan(method, config, arguments.processes))
-        return None
+        return
     from selftaught.runs import run_method
 
-    out = arguments.out or Path("runs") / f"{method.name}-{recipe}-seed{arguments.seed}"
-    arguments.out = out
-    summary = run_method(method, config, out, seed=arguments.seed, recipe=recipe, processes=arguments.processes)
+    arguments.out = arguments.out or Path("runs") / f"{method.name}-{recipe}-seed{arguments.seed}"
+    summary = run_method(
+        method, config, arguments.out, seed=arguments.seed, recipe=recipe, processes=arguments.processes
+    )
+    _print_result(summary, arguments.out)
+
+
+def _configure(arguments) -> tuple[Method, str, Any]:
+    """Return the method, the recipe's name and its configuration with every option applied."""
+    method = methods.get(arguments.method)
+    if arguments.config:
+        if arguments.recipe:
+            raise InputError("--recipe and --config exclude each other: a configuration file is already complete")
+        settings = read_yaml(arguments.config)
+        recipe, config = "config", from_dict(method.config, settings.get("config", settings))
+    else:
+        recipe = arguments.recipe or ("paper" if arguments.model else "small")
+        config = recipes.get(method.name, recipe)
+    return method, recipe, override(_with_shortcuts(config, arguments), arguments.overrides)
+
+
+def _with_shortcuts(config: Any, arguments) -> Any:
+    """Apply --model, --template, --task, --data, --answer, --verifier and --limit, which every method has."""
+    if arguments.model:
+        config = replace(config, model=replace(config.model or ModelSpec(source=""), source=arguments.model))
+    if arguments.template:
+        if config.model is None:
+            raise InputError("--template needs --model: the model trained from scratch uses plain text")
+        config = replace(config, model=replace(config.model, template=arguments.template))
+    task = config.task
+    if arguments.task or arguments.data:
+        task = TaskSpec(name=arguments.task or "user", data=arguments.data)
+    given = {name: getattr(arguments, name) for name in ("answer", "verifier", "limit")}
+    return replace(config, task=replace(task, **{k: v for k, v in given.items() if v is not None}))
+
+
+def _print_result(summary: dict, out: Path) -> None:
+    from selftaught.report.html import build_report
+    from selftaught.report.text import format_table
+
     print(format_table(summary))
-    print(f"model:  {out / 'model'}\nreport: {build_report(out)}")
-    return None
+    print(f"\nmodel:  {out / 'model' if (out / 'model').exists() else out / 'models'}\nreport: {build_report(out)}")
+
+
+def _add_resume(commands) -> None:
+    parser = _command(commands, "resume", _resume, "continue an interrupted run", example="selftaught resume runs/scpo-small-seed0")
+    parser.add_argument("directory", type=Path)
+
+
+def _resume(arguments) -> None:
+    from selftaught.runs import resume
+
+    _print_result(resume(arguments.directory), arguments.directory)
+
+
+def _add_reproduce(commands) -> None:
+    parser = _command(commands, "reproduce", _reproduce, "a paper's table in miniature, over seeds", example="selftaught reproduce scpo --seeds 5")
+    parser.add_argument("method", metavar="METHOD|all")
+    parser.add_argument("--recipe", default="small")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1 (default 5)")
+    parser.add_argument("--out", type=Path, default=Path("reproductions/results"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where the runs lie")
+
+
+def _reproduce(arguments) -> None:
+    from selftaught.report.text import format_table
+    from selftaught.reproductions import reproduce
+
+    for name in methods.NAMES if arguments.method == "all" else (arguments.method,):
+        seeds = range(arguments.seeds)
+        print(format_table(reproduce(name, recipe=arguments.recipe, seeds=seeds, out=arguments.out, runs=arguments.runs)))
+        print(f"\nresults: {arguments.out / f'{name}.json'}")
+
+
+# --- the verbs alone -------------------------------------------------------------------------------------------------
+
+RULES = {
+    "consistency": ("selftaught.select.pairs:ConsistencyPairs", "Pair"),
+    "majority": ("selftaught.select.pairs:MajorityDemonstrations", "Demonstration"),
+    "gold": ("selftaught.select.pairs:GoldPairs", "Pair"),
+    "reward": ("selftaught.select.pairs:RewardPairs", "Pair"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSettings:
+    """What `train --objective sft` takes as --field value."""
+
+    objective: SFT = field(default_factory=SFT)
+    training: Training = field(default_factory=lambda: Training(lr=1e-5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceSettings:
+    """What `train --objective dpo` (or ipo) takes as --field value."""
+
+    objective: Preference = field(default_factory=Preference)
+    training: Training = field(default_factory=lambda: Training(lr=5e-7))
+
+
+def _add_verbs(commands) -> None:
+    parser = _command(commands, "generate", _generate, "sample completions of prompts", takes_fields=True,
+                      example="selftaught generate problems.jsonl --model ./my-model --k 8 --out samples --temperature 0.7")
+    parser.add_argument("prompts", type=Path, help="JSON lines, CSV or Parquet with prompt or messages, and answer if there is one")
+    _add_model(parser)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=int)
+
+    parser = _command(commands, "score", _score, "score the completions in a directory",
+                      example="selftaught score samples --scorer votes")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--scorer", required=True, choices=("votes", "verifier"))
+    _add_task(parser)
+
+    parser = _command(commands, "select", _select, "make training examples of scored completions", takes_fields=True,
+                      example="selftaught select samples --rule consistency --k 8 --threshold 4")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--rule", required=True, choices=tuple(RULES))
+
+    parser = _command(commands, "train", _train, "train a model on examples", takes_fields=True,
+                      example="selftaught train samples --model ./my-model --objective dpo --out tuned --training.lr 1e-6")
+    parser.add_argument("data", type=Path, help="a directory that select wrote to, a stage, or a file in the ecosystem's columns")
+    _add_model(parser)
+    parser.add_argument("--objective", required=True, choices=("sft", "dpo", "ipo"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=int)
+
+    parser = _command(commands, "evaluate", _evaluate, "measure a model on a task", takes_fields=True,
+                      example="selftaught evaluate --model ./my-model --task gsm8k --data DIR --problems 200")
+    _add_model(parser)
+    _add_task(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluate"))
+
+
+def _add_model(parser) -> None:
+    parser.add_argument("--model", required=True, help="a Hub id or a directory")
+    parser.add_argument("--template", default="plain", help="plain (default), chat, or a Jinja file")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="processes of torchrun on this machine")
+
+
+def _add_task(parser) -> None:
+    parser.add_argument("--task", help="name of a task (default: user)")
+    parser.add_argument("--data", help="a file, a directory or a Hub id")
+    parser.add_argument("--answer", metavar="MODULE:FUNCTION", help="completion text -> answer or None")
+    parser.add_argument("--verifier", metavar="MODULE:FUNCTION", help="(prompt, text) -> True, False or None")
+
+
+@contextmanager
+def _open_lab(path: Path, arguments) -> Iterator["Lab"]:
+    from selftaught.executor import Inline, Torchrun
+    from selftaught.lab import Lab
+    from selftaught.store.run import RunDirectory
+
+    processes = getattr(arguments, "processes", 1)
+    with RunDirectory(path) as run:
+        executor = Torchrun(processes) if processes > 1 else Inline()
+        yield Lab(run=run, seed=getattr(arguments, "seed", 0), executor=executor)
+
+
+def _model(arguments) -> ModelSpec:
+    return ModelSpec(source=arguments.model, template=arguments.template)
+
+
+def _generate(arguments) -> None:
+    from selftaught.store.datafiles import read_prompts
+
+    sampling = override(Sampling(), arguments.overrides)
+    prompts = list(read_prompts(arguments.prompts, arguments.limit))
+    with _open_lab(arguments.out, arguments) as lab:
+        groups = lab.generate(_model(arguments), prompts, sampling)
+        lab.run.write_groups(groups)
+    print(f"{len(prompts)} prompts x {sampling.k} completions: {groups.completions[0].path}")
+
+
+def _score(arguments) -> None:
+    from selftaught.scorers.verifier import Verifier
+    from selftaught.scorers.votes import Votes
+    from selftaught.tasks import load_task
+
+    task = load_task(_task_spec(arguments))
+    with _open_lab(arguments.directory, arguments) as lab:
+        groups = lab.run.read_groups()
+        k = 1 + max(max(numbers) for (numbers,) in groups.completions[0].columns("k"))
+        groups = lab.score(groups, Votes(task=task, k=k) if arguments.scorer == "votes" else Verifier(task=task))
+        lab.run.write_groups(groups)
+    unscored = sum(groups.scores[-1].manifest["facts"]["counts"].values())
+    print(f"{len(groups.scores[-1])} scores, {unscored} of them unscored: {groups.scores[-1].path}")
+
+
+def _select(arguments) -> None:
+    from selftaught import types
+    from selftaught.executor import resolve
+
+    function, row_type = RULES[arguments.rule]
+    with _open_lab(arguments.directory, arguments) as lab:
+        stage = lab.select(lab.run.read_groups(), build(resolve(function), arguments.overrides), getattr(types, row_type))
+        lab.run.write_state(selection=stage.path.name)
+    for reason, count in stage.manifest["facts"]["counts"].items():
+        print(f"{count:>8} dropped: {reason}")
+    print(f"{len(stage):>8} kept: {stage.path}")
+
+
+def _train(arguments) -> None:
+    kind = SFTSettings() if arguments.objective == "sft" else PreferenceSettings()
+    if arguments.objective == "ipo":
+        kind = replace(kind, objective=replace(kind.objective, loss="ipo"))
+    settings = override(kind, arguments.overrides)
+    with _open_lab(arguments.out, arguments) as lab:
+        examples = _examples(lab, arguments)
+        trained = lab.train(_model(arguments), examples, settings.objective, settings.training)
+        lab.keep_models({"model": trained})
+    print(f"trained on {len(examples)} examples: {arguments.out / 'model'}")
+
+
+def _examples(lab: "Lab", arguments) -> "Stage":
+    """Return the examples to train on: those that `select` kept in a directory, a stage, or the rows of a file."""
+    from selftaught.store.datafiles import read_demonstrations, read_pairs
+    from selftaught.store.run import RunDirectory
+    from selftaught.types import Demonstration, Pair
+
+    data = RunDirectory(arguments.data).read_selection() if (arguments.data / "stages").is_dir() else arguments.data
+    row_type, read = (Demonstration, read_demonstrations) if arguments.objective == "sft" else (Pair, read_pairs)
+    return lab.stage("examples", row_type, list(read(data, arguments.limit)))
+
+
+def _evaluate(arguments) -> None:
+    from selftaught.report.text import columns
+    from selftaught.tasks import load_task
+
+    task = load_task(_task_spec(arguments))
+    evaluation = override(Evaluation(problems=None), arguments.overrides)
+    with _open_lab(arguments.out, arguments) as lab:
+        reports, _ = lab.evaluate(_model(arguments), task, evaluation)
+    rows = [("metric", "mean", "stderr", "n", "unscored")]
+    rows += [(r.name, f"{r.mean:.4f}", f"{r.stderr:.4f}", str(r.n), str(r.unscored)) for r in reports.values()]
+    print("\n".join(columns(rows, right=frozenset(range(1, 5)))))
+
+
+def _task_spec(arguments) -> TaskSpec:
+    return TaskSpec(name=arguments.task or "user", data=arguments.data, answer=arguments.answer, verifier=arguments.verifier)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -38,17 +38,17 @@ def from_dict(kind: type[Config], data: Mapping[str, Any]) -> Config:
         raise InputError(f"configuration: {problems}") from None
 
 
-def load_yaml(kind: type[Config], path: Path) -> Config:
-    """Return the configuration in a YAML file, for example a run's `config.yaml`."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys and values in a YAML file, for example a run's `config.yaml`."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}: pass --config an existing YAML file") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: {str(error).replace(chr(10), ' ')}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path} must hold keys and values, not {type(data).__name__}")
-    return from_dict(kind, data)
+    return data
 
 
 def override(config: Config, arguments: Sequence[str]) -> Config:
@@ -57,20 +57,28 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
     Raises:
         InputError: a field is unknown, a value is missing or has the wrong type.
     """
-    data = to_dict(config)
+    return from_dict(type(config), _apply(type(config), to_dict(config), arguments))
+
+
+def build(kind: type[Config], arguments: Sequence[str]) -> Config:
+    """Return a `kind` made of `--dotted.field value` arguments and its defaults; InputError as in `override`."""
+    return from_dict(kind, _apply(kind, {}, arguments))
+
+
+def _apply(kind: type, data: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     for key, text in _parse_arguments(arguments):
-        target, kind = data, type(config)
+        target, inner = data, kind
         *parents, leaf = key.replace("-", "_").split(".")
         for depth, part in enumerate(parents):
-            _known_field(kind, part, parents[:depth])
-            kind = _dataclass_in(_types(kind)[part])
+            _known_field(inner, part, parents[:depth])
+            inner = _dataclass_in(_types(inner)[part])
+            if inner is None:
+                raise InputError(f"--{key}: {'.'.join(parents[: depth + 1])} has no fields of its own")
             target[part] = target[part] if target.get(part) is not None else {}
             target = target[part]
-            if kind is None:
-                raise InputError(f"--{key}: {'.'.join(parents[: depth + 1])} has no fields of its own")
-        _known_field(kind, leaf, parents)
-        target[leaf] = _parse_value(text, _types(kind)[leaf])
-    return from_dict(type(config), data)
+        _known_field(inner, leaf, parents)
+        target[leaf] = _parse_value(text, _types(inner)[leaf])
+    return data
 
 
 def describe(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

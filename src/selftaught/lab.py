@@ -25,11 +25,12 @@ from selftaught.scorers.base import Scorer
 from selftaught.scorers.verifier import Verifier
 from selftaught.scorers.votes import Votes
 from selftaught.specs import SFT, Evaluation, ModelSpec, ObjectiveSpec, Preference, Sampling, SeedModel, Training
-from selftaught.store.artifact import Artifact, ArtifactWriter, artifact_writer, get_artifact
+from selftaught.store.artifact import Artifact
 from selftaught.store.groups import Groups
 from selftaught.store.run import RunDirectory
 from selftaught.store.stage import Stage, Store, default_cache, stage_key
 from selftaught.tasks.task import Task
+from selftaught.train.loop import TrainJob
 from selftaught.types import Completion, Demonstration, Prompt, Report, Score
 
 COMPLETIONS_PER_SHARD = 4096
@@ -58,6 +59,16 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.store = self.store or self.run.stages
+
+    @contextmanager
+    def scope(self, *, arm: str, round: int = 0) -> Iterator[None]:
+        """Label what happens inside."""
+        before = self.arm, self.round
+        self.arm, self.round = arm, round
+        try:
+            yield
+        finally:
+            self.arm, self.round = before
 
     def generate(self, model: ModelSpec, prompts: Sequence[Prompt] | Stage | Groups, sampling: Sampling, *, first_k: int = 0) -> Groups:
         """Draw `sampling.k` completions of every prompt, numbered from `first_k`. Given groups, add to theirs."""
@@ -100,12 +111,23 @@ class Lab:
     ) -> ModelSpec:
         """Train `model` and return the result: the last weights or, given `dev`, those of the epoch where it is highest."""
         settings = replace(settings, snapshots="epoch") if dev else settings
-        reference = self._reference(model, examples, settings) if isinstance(objective, Preference) else None
+        reference = None
         params = {"model": model_key(model), "template": model.template, "objective": objective, "settings": settings}
-        parents = [stage for stage in (examples, reference) if stage is not None]
-        arguments = {"model": model, "examples": examples.path, "reference": reference and reference.path}
-        arguments |= {"objective": objective, "settings": settings}
-        trained = self._artifact("train", TRAIN, params, [p.key for p in parents], arguments)
+
+        def arguments(out: Path) -> dict[str, Any]:
+            job = TrainJob(
+                model=model,
+                examples=examples.path,
+                objective=objective,
+                settings=settings,
+                out=out,
+                seed=self.seed,
+                reference=reference and reference.path,
+            )
+            return {"job": job}
+
+        parents = [stage.key for stage in (examples, reference) if stage is not None]
+        trained = self._artifact("train", TRAIN, params, parents, arguments)
         self._copy_training_metrics(trained.path / "metrics.jsonl")
         if dev is None:
             return _trained(model, settings, trained.path / "model")
@@ -166,7 +188,10 @@ class Lab:
             raise InputError(f"task {task.name} has no demonstrations to train a seed model on: pass --model DIR_OR_HUB_ID")
         shared = replace(self, store=self.cache)
         examples = shared.stage("demonstrations", Demonstration, demonstrations)
-        arguments = {"scratch": spec.scratch, "examples": examples.path}
+
+        def arguments(out: Path) -> dict[str, Any]:
+            return {"scratch": spec.scratch, "examples": examples.path, "out": out, "seed": self.seed}
+
         blank = shared._artifact("scratch", SCRATCH, {"scratch": spec.scratch}, [examples.key], arguments)
         return shared.train(ModelSpec(source=str(blank.path)), examples, SFT(), spec.training)
 
@@ -220,25 +245,31 @@ class Lab:
                 if missing := writer.missing():
                     place = {"directory": writer.directory, "shards": shards, "missing": missing}
                     seeds = {"stage_key": key, "seed": self.seed}
-                    self.executor.run(function, {**arguments, **place, **seeds}, writer.directory)
+                    self.executor.run(function, {**arguments, **place, **seeds}, self._logs(name, key))
                 stage = writer.commit()
         self._note(name, stage, cached, parents)
         return stage
 
-    def _artifact(self, name: str, function: str, params: dict, parents: Sequence[str], arguments: dict) -> Artifact:
+    def _artifact(
+        self, name: str, function: str, params: dict, parents: Sequence[str], arguments: Callable[[Path], dict[str, Any]]
+    ) -> Artifact:
         """Run a function that fills a directory, on the executor."""
         key = stage_key(function, 1, params, parents, self.seed)
-        found = get_artifact(self.store, key)
+        found = self.store.get_artifact(key)
         cached = found is not None
         if found is None:
-            with artifact_writer(
-                self.store, name, key, function=function, version=1, params=params, parents=parents, seed=self.seed
+            with self.store.artifact(
+                name, key, function=function, version=1, params=params, parents=parents, seed=self.seed
             ) as writer:
                 if not writer.finished:
-                    self.executor.run(function, {**arguments, "out": writer.directory, "seed": self.seed}, writer.directory)
+                    self.executor.run(function, arguments(writer.directory), self._logs(name, key))
+                    shutil.rmtree(writer.directory / "checkpoints", ignore_errors=True)
                 found = writer.commit()
         self._note(name, found, cached, ())
         return found
+
+    def _logs(self, name: str, key: str) -> Path:
+        return self.run.path / "logs" / f"{name}-{key}"
 
     def _note(self, verb: str, made: Stage | Artifact, cached: bool, inputs: Sequence[Stage | Groups]) -> None:
         manifest = made.manifest
@@ -253,8 +284,8 @@ class Lab:
         }
         groups = [i for i in inputs if isinstance(i, Groups)]
         if groups:
-            roles = ("prompts", "completions", "scores")
-            facts["groups"] = {role: [s.path.name for s in _sources(groups[0], role)] for role in roles}
+            facts["groups"] = {role: [s.path.name for s in getattr(groups[0], role)] for role in ("completions", "scores")}
+            facts["groups"]["prompts"] = groups[0].prompts.path.name
         self.note("stage", **facts)
         if verb not in ("prompts", "score"):
             label = f"{self.arm} {self.round}" if self.round else self.arm
@@ -281,10 +312,6 @@ def _trained(model: ModelSpec, settings: Training, path: Path) -> ModelSpec:
 
 def _counts(stage: Stage) -> dict[str, int]:
     return stage.manifest["facts"]["counts"]
-
-
-def _sources(groups: Groups, role: str) -> Sequence[Stage]:
-    return [groups.prompts] if role == "prompts" else getattr(groups, role)
 
 
 def _function_name(function: Any) -> str:

@@ -1,50 +1,49 @@
 """One run of a method in one directory: start it, resume it, sum it up."""
 
-import json
-import platform
 import time
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from selftaught import methods
 from selftaught.config import from_dict, to_dict
-from selftaught.errors import InputError
-from selftaught.methods.method import Method, Outcome
+from selftaught.evals.intervals import Interval, paired_bootstrap
+from selftaught.executor import Inline, Torchrun
+from selftaught.lab import Lab
+from selftaught.methods.method import Claim, Method, Outcome
 from selftaught.store.run import RunDirectory
+from selftaught.store.versions import versions
 
-PACKAGES = ("selftaught", "torch", "transformers", "tokenizers", "peft", "pyarrow", "numpy")
 
-
-def run_method(method: Method, config: Any, out: Path, *, seed: int, recipe: str, processes: int = 1) -> dict:
+def run_method(
+    method: Method, config: Any, out: Path, *, seed: int, recipe: str, processes: int = 1, strict: bool = False
+) -> dict[str, Any]:
     """Run `method` in directory `out` and return its summary, also written to `out/summary.json`.
 
     Stages that are complete in `out` are reused, so running again after an interruption continues.
 
     Raises:
-        InputError: `out` holds a run of another method, configuration or seed.
+        InputError: `out` holds a run with other settings.
+        RunLocked: another process is running in `out`.
     """
-    from selftaught.executor import Inline, Torchrun
-    from selftaught.lab import Lab
-
     started = time.perf_counter()
     settings = {"method": method.name, "recipe": recipe, "seed": seed, "processes": processes, "config": to_dict(config)}
     with RunDirectory(out) as run:
-        _write_or_match(run.path / "config.yaml", settings)
-        lab = Lab(run, seed=seed, executor=Torchrun(processes) if processes > 1 else Inline())
+        run.write_config(settings)
+        # Stages that are there are passed through again, and noted again.
+        run.clear_metrics()
+        executor = Torchrun(processes) if processes > 1 else Inline()
+        lab = Lab(run=run, seed=seed, executor=executor, strict=strict)
         outcome = method.run(config, lab)
         lab.keep_models(outcome.models)
-        summary = summarise(method.name, recipe, {seed: outcome}, time.perf_counter() - started)
+        summary = summarise(method, recipe, seed, outcome, time.perf_counter() - started)
         run.write_summary(summary)
     return summary
 
 
-def resume(out: Path) -> dict:
+def resume(out: Path) -> dict[str, Any]:
     """Continue the run in `out` with the settings it was started with."""
-    settings = read_settings(out)
+    settings = RunDirectory(out).read_config()
     method = methods.get(settings["method"])
     config = from_dict(method.config, settings["config"])
     return run_method(
@@ -52,73 +51,50 @@ def resume(out: Path) -> dict:
     )
 
 
-def read_settings(out: Path) -> dict[str, Any]:
-    """Return the resolved settings in a run directory.
-
-    Raises:
-        InputError: `out` is not a run directory.
-    """
-    path = out / "config.yaml"
-    if not path.is_file():
-        raise InputError(f"{out} holds no config.yaml, so it is not a run directory: start one with selftaught run METHOD --out {out}")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def summarise(method: str, recipe: str, outcomes: Mapping[int, Outcome], wall_seconds: float) -> dict:
-    """Return the summary of runs over seeds, without claims: last-round reports per arm, values per seed and round.
-
-    With several seeds an arm's `stderr` is over seeds and `n` counts problems of all seeds.
-    """
-    first = next(iter(outcomes.values()))
+def summarise(method: Method, recipe: str, seed: int, outcome: Outcome, wall_seconds: float) -> dict[str, Any]:
+    """Return the summary of one run; its claims are over problems, so none of them is said to hold."""
+    last = {arm: rounds[-1] for arm, rounds in outcome.rounds.items()}
     return {
-        "method": method,
+        "method": method.name,
         "recipe": recipe,
-        "seeds": list(outcomes),
+        "seeds": [seed],
         "wall_seconds": round(wall_seconds, 1),
         "arms": {
-            arm: {name: {"mean": r.mean, "stderr": r.stderr, "n": r.n} for name, r in rounds[-1].items()}
-            for arm, rounds in first.rounds.items()
+            arm: {name: {"mean": finite(r.mean), "stderr": finite(r.stderr), "n": r.n} for name, r in reports.items()}
+            for arm, reports in last.items()
         },
-        "claims": [],
-        "per_seed": {str(seed): _values(outcome) for seed, outcome in outcomes.items()},
-        "rounds": {arm: [{k: r.mean for k, r in reports.items()} for reports in rounds] for arm, rounds in first.rounds.items()},
+        "claims": [claim_row(c, _over_problems(c, outcome), None) for c in method.claims if _can_show(c, outcome)],
+        "per_seed": {str(seed): {arm: {n: finite(r.mean) for n, r in reports.items()} for arm, reports in last.items()}},
+        "rounds": {arm: [{n: finite(r.mean) for n, r in rep.items()} for rep in rounds] for arm, rounds in outcome.rounds.items()},
         "tried": 0,
         "versions": versions(),
     }
 
 
-def _values(outcome: Outcome) -> dict[str, dict[str, float]]:
-    return {arm: {name: r.mean for name, r in rounds[-1].items()} for arm, rounds in outcome.rounds.items()}
+def claim_row(claim: Claim, interval: Interval, holds: bool | None) -> dict[str, Any]:
+    """Return a claim with its evidence, as summaries hold it. A share of a gain stands under `ratio`."""
+    kind = "ratio" if claim.gold else "difference"
+    row = {"text": claim.text, "arm": claim.arm, "baseline": claim.baseline, "metric": claim.metric}
+    row |= {"gold": claim.gold, "share": claim.share} if claim.gold else {}
+    return row | {
+        kind: interval.estimate,
+        "ci95": [finite(interval.low), finite(interval.high)],
+        "over": interval.over,
+        "holds": holds,
+    }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on, without importing the packages."""
-    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found
+def finite(value: float) -> float | None:
+    """Return `value`, or None where JSON has no number for it."""
+    return value if isfinite(value) else None
 
 
-def _write_or_match(path: Path, settings: dict[str, Any]) -> None:
-    settings = json.loads(json.dumps(settings))
-    if path.is_file():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        changed = sorted(_differences(before, settings))
-        if changed:
-            raise InputError(
-                f"{path.parent} holds a run with other settings ({', '.join(changed[:4])}): choose another --out, or "
-                f"continue it with selftaught resume {path.parent}"
-            )
-        return
-    path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+def _can_show(claim: Claim, outcome: Outcome) -> bool:
+    """A ratio of gains is left to several seeds."""
+    return claim.gold is None and {claim.arm, claim.baseline} <= outcome.values.keys()
 
 
-def _differences(before: Any, after: Any, prefix: str = ""):
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in before.keys() | after.keys():
-            yield from _differences(before.get(key), after.get(key), f"{prefix}{key}.")
-    elif before != after:
-        yield prefix.rstrip(".")
+def _over_problems(claim: Claim, outcome: Outcome) -> Interval:
+    ours, baseline = (outcome.values[arm][claim.metric] for arm in (claim.arm, claim.baseline))
+    both = [p for p in ours if ours[p] is not None and baseline.get(p) is not None]
+    return paired_bootstrap([ours[p] for p in both], [baseline[p] for p in both])

@@ -137,5 +137,10 @@ def summary() -> dict:
 
 
 def claim(text: str, difference: float, ends: list[float], holds: bool | None) -> dict:
-    common = {"arm": "scpo", "baseline": "lmsi", "metric": "accuracy", "over": "seeds" if holds is not None else "problems"}
+    common = {
+        "arm": "scpo",
+        "baseline": "lmsi",
+        "metric": "accuracy",
+        "over": "seeds" if holds is not None else "problems",
+    }
     return {"text": text, "difference": difference, "ci95": ends, "holds": holds, **common}

@@ -40,9 +40,7 @@ def paired_t(ours: Sequence[float], baseline: Sequence[float]) -> Interval:
     """
     differences = _differences(ours, baseline)
     if len(differences) < 2:
-        raise InputError(
-            f"an interval over seeds needs 2 seeds, not {len(differences)}: give --seeds 3 or more"
-        )
+        raise InputError(f"an interval over seeds needs 2 seeds, not {len(differences)}: give --seeds 3 or more")
     half = float(stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5)
     mean = float(differences.mean())
     return Interval(estimate=mean, low=mean - half, high=mean + half, over="seeds", n=len(differences))
@@ -84,9 +82,7 @@ def ratio_of_means(gains: Sequence[float], gold_gains: Sequence[float], seed: in
     """
     numerator, denominator = np.asarray(gains, float), np.asarray(gold_gains, float)
     if len(numerator) != len(denominator) or not len(numerator):
-        raise InputError(
-            f"{len(numerator)} gains and {len(denominator)} gold gains do not pair: run the same seeds"
-        )
+        raise InputError(f"{len(numerator)} gains and {len(denominator)} gold gains do not pair: run the same seeds")
     if denominator.mean() <= 0:
         raise InputError(f"the gold arm's mean gain is {denominator.mean():.4g}: the ratio needs a gold arm that gains")
     rows = np.random.default_rng(seed).integers(0, len(numerator), (_DRAWS, len(numerator)))

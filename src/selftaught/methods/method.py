@@ -12,6 +12,21 @@ if TYPE_CHECKING:
     from selftaught.lab import Lab
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """`arm` is better than `baseline` in `metric`.
+
+    With `gold`, the claim is that the gain over `baseline` is at least `share` of the gain of the arm `gold`.
+    """
+
+    text: str
+    arm: str
+    baseline: str
+    metric: str
+    gold: str | None = None
+    share: float = 0.0
+
+
 @dataclass(kw_only=True)
 class Outcome:
     """What a run returns: per arm its last model, one dict (metric -> Report) per round, last values per problem."""
@@ -33,7 +48,7 @@ class Method:
     """A published method.
 
     `config` is its frozen configuration class, `run(cfg, lab)` follows the paper's algorithm, `equations` maps a
-    label of the paper to the function that implements it.
+    label of the paper to the function that implements it, `claims` are what a run of several arms can show.
     """
 
     name: str
@@ -43,3 +58,4 @@ class Method:
     config: type
     run: Callable[[Any, "Lab"], Outcome]
     equations: dict[str, str]
+    claims: tuple[Claim, ...] = ()

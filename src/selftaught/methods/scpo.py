@@ -19,7 +19,7 @@ Departures, and choices where the paper is silent:
 - hot samples (higher temperature) do not vote; they only widen the pool of rejected responses, with their answer's votes;
 - responses without an answer have no vote, may be rejected, and are at most `unread_cap` of the rejected ones;
 - a tie for the most frequent answer drops the problem, and so does w = 0;
-- generated problems that repeat a known one (exactly, or ROUGE-L above 0.7) are dropped;
+- generated problems that repeat another one (exactly or, where the task says so, with ROUGE-L above 0.7) are dropped;
 - by default M_t itself writes the problems; the paper's main runs let an instruct model do it (`problem_model`);
 - `fresh_problems` gives every round problems of its own; the paper uses the same ones in every round.
 """
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Literal
 from selftaught.errors import InputError
 from selftaught.evals.evaluate import evaluate_samples
 from selftaught.evals.metrics import ordering_quality, pair_margin
-from selftaught.methods.method import Method, Outcome
+from selftaught.methods.method import Claim, Method, Outcome
 from selftaught.scorers.noisy_reward import NoisyReward
 from selftaught.scorers.verifier import Verifier
 from selftaught.scorers.votes import Votes
@@ -48,7 +48,7 @@ from selftaught.specs import SFT, Evaluation, ModelSpec, ObjectiveSpec, Preferen
 from selftaught.store.groups import Groups
 from selftaught.tasks import load_task
 from selftaught.tasks.task import Task, TaskSpec
-from selftaught.text.dedup import novel
+from selftaught.text.dedup import find_duplicates
 from selftaught.types import Demonstration, Group, Pair, Prompt, Report
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ class Config:
     problems: int | None = None
     fresh_problems: bool = False
     new_problems: int = 0
-    problem_shots: int = 4
     problem_sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.9, max_tokens=128))
     sampling: Sampling = field(default_factory=lambda: Sampling(k=8, temperature=0.7, top_p=0.9))
     hot: Sampling | None = None
@@ -153,10 +152,12 @@ def new_problems(cfg: Config, lab: "Lab", task: Task, model: ModelSpec, known: S
         return []
     asked = task.problem_prompts(known, cfg.new_problems, seed=lab.seed)
     written = lab.generate(model, asked, cfg.problem_sampling)
-    return list(lab.stage("problems", Prompt, fresh_problems, written, task=task, known=[p.text for p in known]))
+    return list(lab.stage("problems", Prompt, read_problems, written, task=task, known=[p.text for p in known]))
 
 
-def fresh_problems(written: Iterable[Group], counts: Counter[str], *, task: Task, known: Sequence[str]) -> Iterator[Prompt]:
+def read_problems(
+    written: Iterable[Group], counts: Counter[str], *, task: Task, known: Sequence[str]
+) -> Iterator[Prompt]:
     """Yield the problems that completions state and that repeat neither a known problem nor each other."""
     prompts = []
     for completion in (c for group in written for c in group.completions):
@@ -165,9 +166,11 @@ def fresh_problems(written: Iterable[Group], counts: Counter[str], *, task: Task
             counts["dropped: states no problem"] += 1
         else:
             prompts.append(replace(prompt, parents=(completion.id,)))
-    kept = novel([p.text for p in prompts], known=known)
-    counts["dropped: repeats a problem"] = len(prompts) - len(kept)
-    yield from (prompts[i] for i in kept)
+    for prompt, status in zip(prompts, find_duplicates([p.text for p in prompts], known, task.near_duplicate), strict=True):
+        if status == "kept":
+            yield prompt
+        else:
+            counts[f"dropped: {status}"] += 1
 
 
 def selection(cfg: Config, t: int, seed: int) -> tuple[type, Selector]:
@@ -225,6 +228,20 @@ METHOD = Method(
     equations={
         "Eq. 1 (votes)": "selftaught.select.votes:count_votes",
         "Eq. 2 (pairs, weights)": "selftaught.select.pairs:ConsistencyPairs",
-        "Eq. 3 (loss)": "selftaught.objectives.preference:PreferenceObjective",
+        "Eq. 3 (loss)": "selftaught.functional.preference:dpo",
     },
+    claims=(
+        Claim(text="ScPO beats the seed model", arm="scpo", baseline="seed_model", metric="accuracy"),
+        Claim(text="ScPO beats LMSI", arm="scpo", baseline="lmsi", metric="accuracy"),
+        Claim(
+            text="ScPO reaches at least 70% of the gain of IRPO with gold answers",
+            arm="scpo",
+            baseline="seed_model",
+            metric="accuracy",
+            gold="irpo_gold",
+            share=0.7,
+        ),
+        Claim(text="ScPO beats IRPO with a noisy reward model", arm="scpo", baseline="irpo_noisy_rm", metric="accuracy"),
+        Claim(text="weighted ScPO beats unweighted", arm="scpo", baseline="scpo_unweighted", metric="accuracy"),
+    ),
 )

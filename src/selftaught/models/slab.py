@@ -23,6 +23,11 @@ LANES = 8
 _owners = itertools.count(1)
 
 
+def new_owner() -> int:
+    """Return a number that no other prompt has."""
+    return next(_owners)
+
+
 def round_up(n: int, step: int = COLUMN_STEP) -> int:
     """Return the smallest multiple of `step` that is at least `n`, and at least one step."""
     return max(step, -(-n // step) * step)
@@ -105,7 +110,7 @@ class ParkedState:
         """Forget what lies past the first `lengths` positions of `rows`."""
         for i, n in zip(rows.tolist(), lengths.tolist(), strict=True):
             p = self.prompts[i]
-            self.prompts[i] = ParkedPrompt(p.batch, p.row, min(n, p.length), next(_owners))
+            self.prompts[i] = ParkedPrompt(p.batch, p.row, min(n, p.length), new_owner())
 
     def fork(self, rows: Tensor, k: int) -> "SlabState":
         """Return k rows for each of `rows`, in slots of their own; these prompts stay and can be forked again."""

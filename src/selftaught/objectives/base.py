@@ -30,7 +30,6 @@ class Batch:
     example_ids: tuple[str, ...]
     example_weights: tuple[float, ...]
     target_count: int
-    input_count: int
 
     @property
     def sequences(self) -> int:
@@ -54,8 +53,12 @@ Baseline = Any
 
 
 class Objective(Protocol):
-    """A loss over batches. `model` maps a batch to the [M] float32 log-probabilities of its targets."""
+    """A loss over batches. `model` maps a batch to the [M] float32 log-probabilities of its targets.
 
+    `terms` names what `counts` and `__call__` return; `needs_reference` asks for `Batch.reference`.
+    """
+
+    terms: tuple[str, ...]
     needs_reference: bool
 
     def counts(self, batch: Batch) -> dict[str, float]:

@@ -11,6 +11,10 @@ from selftaught.objectives.base import Baseline, Batch, LogpsFn, Term
 from selftaught.specs import Preference
 
 
+_LOSSES = ("preference_loss", "nll_loss")
+_REPORTED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
+
+
 @dataclass(frozen=True)
 class PreferenceObjective:
     """w * [preference loss + alpha * NLL(chosen) / |chosen|], ScPO (arXiv 2411.04109) eq. 2; w = 1 is IRPO.
@@ -20,13 +24,14 @@ class PreferenceObjective:
     """
 
     spec: Preference
+    terms = (*_LOSSES, *_REPORTED)
     needs_reference = True
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of pairs, or the sum of weights, for the losses, and the number of pairs for the rest."""
         pairs = len(batch.example_ids)
         divisor = sum(batch.example_weights) if self.spec.weight_normalize else pairs
-        return {"preference_loss": divisor, "nll_loss": divisor, **dict.fromkeys(_REPORTED, pairs)}
+        return {**dict.fromkeys(_LOSSES, divisor), **dict.fromkeys(_REPORTED, pairs)}
 
     def prepare(self, model: LogpsFn, batches: Sequence[Batch]) -> Baseline | None:
         """Return None: nothing is needed beforehand."""
@@ -51,16 +56,6 @@ class PreferenceObjective:
         )
         terms = {"preference_loss": Term(loss.sum()), "nll_loss": Term(nll.sum(), self.spec.nll_alpha)}
         return terms | {name: Term(value.sum(), 0.0) for name, value in reported.items()}
-
-
-_REPORTED = (
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-)
 
 
 def _report(logps: Tensor, reference: Tensor, beta: float) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ class SFTObjective:
     """
 
     spec: SFT
+    terms = ("nll_loss",)
     needs_reference = False
 
     def counts(self, batch: Batch) -> dict[str, float]:

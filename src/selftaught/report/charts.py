@@ -13,6 +13,7 @@ COLOURS = 8
 WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40
 MOST_POINTS = 240
+MOST_DOTS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +54,18 @@ def line_chart(
         return Markup("")
     heights = [p.y + sign * (p.stderr or 0.0) for p in points for sign in (-1, 1)]
     heights += [reference[1]] if reference else []
-    frame = Frame(x=_padded([p.x for p in points], 0.02), y=_padded(heights, 0.08))
+    few = max(len(line.points) for line in lines) <= MOST_DOTS
+    frame = Frame(x=_padded([p.x for p in points], 0.08 if few else 0.02), y=_padded(heights, 0.08))
     whole = all(p.x == int(p.x) for p in points)
     parts = [*_axes(frame, x_label, whole_x=whole)]
     if reference:
         y = frame.down(reference[1])
         mark = _tag("title", f"{reference[0]}: {plain(reference[1])}")
         parts.append(_tag("line", mark, class_="reference", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
-    for line in lines:
-        parts.extend(_curve(frame, line))
+    for index, line in enumerate(lines):
+        # dots of several arms at one round would hide each other's error bars
+        shift = 5 * (index - (len(lines) - 1) / 2) if few else 0.0
+        parts.extend(_curve(frame, line, shift, dots=few))
     return _svg(title, parts, WIDTH, HEIGHT)
 
 
@@ -161,14 +165,14 @@ def _axes(frame: Frame, x_label: str, *, whole_x: bool) -> Iterator[Markup]:
     yield _tag("text", x_label, class_="label", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 5, text_anchor="middle")
 
 
-def _curve(frame: Frame, line: Line) -> Iterator[Markup]:
+def _curve(frame: Frame, line: Line, shift: float, *, dots: bool) -> Iterator[Markup]:
     points = thinned(line.points)
     style = f"series s{line.colour % COLOURS} dash{line.dash % 4}"
-    places = [(frame.across(p.x), frame.down(p.y)) for p in points]
+    places = [(frame.across(p.x) + shift, frame.down(p.y)) for p in points]
     if len(places) > 1:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         yield _tag("polyline", _tag("title", line.label), class_=style, points=path)
-    if len(places) > 24:
+    if not dots:
         return
     for point, (x, y) in zip(points, places, strict=True):
         if point.stderr:

@@ -182,7 +182,8 @@ def _round_charts(run: Run) -> Iterator[dict[str, Any]]:
         reference = None if seed is None else ("seed model", figures.scaled(metric, seed))
         chart = charts.line_chart(f"{name} by round", lines, x_label="round", reference=reference)
         if chart:
-            yield {"name": name, "chart": chart, "lines": lines, "reference": reference}
+            values = [(arm, p.x, {"mean": p.y, "stderr": p.stderr}) for arm in colours for p in curves.get(arm, ())]
+            yield {"name": name, "chart": chart, "metric": metric, "values": values}
 
 
 def _scaled(metric: str, point: Point) -> Point:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from selftaught.tasks.task import Task
+from selftaught.tasks import Task, TaskSpec, load_task
 from selftaught.types import Completion, Group, Prompt, Score, content_id
 
 
@@ -16,7 +16,7 @@ class NoisyReward:
     the same text is judged the same way each time. An unsound problem has no true verdict: its reward is a coin toss.
     """
 
-    task: Task
+    task: Task | TaskSpec
     flip: float = 0.25
     flip_off: float = 0.35
     longest: int | None = None
@@ -29,11 +29,12 @@ class NoisyReward:
 
     def __call__(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         """Yield the rewards of each group's completions."""
+        task = load_task(self.task)
         for group in groups:
-            yield [self._score(group.prompt, c) for c in group.completions]
+            yield [self._score(task, group.prompt, c) for c in group.completions]
 
-    def _score(self, prompt: Prompt, completion: Completion) -> Score:
-        right = self.task.verify(prompt, completion.text)
+    def _score(self, task: Task, prompt: Prompt, completion: Completion) -> Score:
+        right = task.verify(prompt, completion.text)
         off = prompt.meta.get("generated", False) or (
             self.longest is not None and prompt.meta.get("length", 0) > self.longest
         )

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from selftaught.scorers.equivalence import Equivalence
-from selftaught.tasks.task import Task
+from selftaught.tasks import Task, TaskSpec, load_task
 from selftaught.types import Completion, Group, Prompt, Score
 
 
@@ -17,7 +17,7 @@ class Verifier:
     in a child process with a deadline in seconds per answer; 0 leaves it out.
     """
 
-    task: Task
+    task: Task | TaskSpec
     equivalence: float = 5.0
 
     @property
@@ -27,17 +27,17 @@ class Verifier:
 
     def __call__(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         """Yield the verdicts on each group's completions."""
+        task = load_task(self.task)
         with Equivalence(self.equivalence) if self.equivalence else nullcontext() as checker:
             for group in groups:
-                yield [self._score(group.prompt, c, checker) for c in group.completions]
+                yield [self._score(task, group.prompt, c, checker) for c in group.completions]
 
-    def _score(self, prompt: Prompt, completion: Completion, checker: Equivalence | None) -> Score:
-        right = self.task.verify(prompt, completion.text)
-        note = ""
-        if right is None:
-            note = "no gold answer" if prompt.gold is None else "undecided"
-            answer = self.task.answer(completion.text)
-            if checker is not None and prompt.gold is not None and answer is not None:
-                right = checker(prompt.gold, answer)
-        value = None if right is None else float(right)
-        return Score(completion_id=completion.id, scorer=self.name, value=value, note="" if right is not None else note)
+    def _score(self, task: Task, prompt: Prompt, completion: Completion, checker: Equivalence | None) -> Score:
+        right = task.verify(prompt, completion.text)
+        if right is None and checker is not None and prompt.gold is not None:
+            answer = task.answer(completion.text)
+            right = None if answer is None else checker(prompt.gold, answer)
+        if right is not None:
+            return Score(completion_id=completion.id, scorer=self.name, value=float(right))
+        note = "no gold answer" if prompt.gold is None else "undecided"
+        return Score(completion_id=completion.id, scorer=self.name, value=None, note=note)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from selftaught.select.votes import SCORER, count_votes
-from selftaught.tasks.task import Task
+from selftaught.tasks import Task, TaskSpec, load_task
 from selftaught.types import Group, Score
 
 
@@ -16,7 +16,7 @@ class Votes:
     answer. A sample without a readable answer has value None.
     """
 
-    task: Task
+    task: Task | TaskSpec
     k: int
 
     @property
@@ -26,8 +26,9 @@ class Votes:
 
     def __call__(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         """Yield the votes of each group's completions."""
+        task = load_task(self.task)
         for group in groups:
-            keys = {c.id: self.task.answer(c.text) for c in group.completions}
+            keys = {c.id: task.answer(c.text) for c in group.completions}
             counts = count_votes(keys[c.id] for c in group.completions if c.k < self.k)
             yield [_score(completion_id, key, counts.get(key, 0) if key else 0) for completion_id, key in keys.items()]
 

@@ -6,13 +6,13 @@ order of the samples. `groups` must be re-iterable: the cap on unread rejects is
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from selftaught.errors import InputError, NothingToTrainOn
 from selftaught.select.votes import Ballot, leaders, pick, reaches, read_ballot
-from selftaught.types import Completion, Demonstration, Group, Pair, content_id
+from selftaught.types import Completion, Demonstration, Group, Pair, Prompt, content_id
 
 Tally = Counter[str]
 _UNREAD_REMEDY = "look at the completions: raise max_tokens, name another --answer, or start from a model that answers"
@@ -193,37 +193,49 @@ class RewardPairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SemiSupervisedPairs:
-    """ScPO with some labels (section 2, "semi-supervised"): gold pairs where the prompt has gold, else votes.
+    """ScPO with some labels (section 2, "semi-supervised"): gold pairs for labelled prompts, votes for the others.
 
-    A labelled prompt without both a right and a wrong sample is dropped. All prompts labelled: exactly `GoldPairs`.
+    A prompt is labelled where it has a gold answer and falls, by a hash, into the share `labelled` of those that do. A
+    labelled prompt without both a right and a wrong sample is dropped. All prompts labelled: exactly `GoldPairs`.
     """
 
     gold: GoldPairs
     consistency: ConsistencyPairs
+    labelled: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.labelled <= 1:
+            raise InputError(f"labelled={self.labelled} is not a share of the prompts; give 0 to 1")
 
     def __call__(self, groups: Iterable[Group], dropped: Tally | None = None) -> Iterator[Pair]:
         """Yield the labelled prompts' pairs, then the others'."""
         _check_reiterable(groups)
-        labelled = False
-        for pair in self.gold(_Part(groups, labelled=True), dropped):
-            labelled = True
+        kept = False
+        for pair in self.gold(_Part(groups, self.is_labelled), dropped):
+            kept = True
             yield pair
         try:
-            yield from self.consistency(_Part(groups, labelled=False), dropped)
+            yield from self.consistency(_Part(groups, lambda prompt: not self.is_labelled(prompt)), dropped)
         except NothingToTrainOn:
-            if not labelled:
+            if not kept:
                 raise
+
+    def is_labelled(self, prompt: Prompt) -> bool:
+        """Say whether the prompt's gold answer is used."""
+        drawn = int(content_id("labelled", self.seed, prompt.id), 16) / 2**96
+        return prompt.gold is not None and drawn < self.labelled
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The groups whose prompts have gold answers, or those whose prompts have none."""
+    """The groups whose prompts fulfil a condition, as re-iterable as the whole."""
 
     groups: Iterable[Group]
-    labelled: bool
+    condition: Callable[[Prompt], bool]
 
     def __iter__(self) -> Iterator[Group]:
-        return (group for group in self.groups if (group.prompt.gold is not None) == self.labelled)
+        return (group for group in self.groups if self.condition(group.prompt))
 
 
 Selector = ConsistencyPairs | MajorityDemonstrations | GoldPairs | RewardPairs | SemiSupervisedPairs

@@ -11,7 +11,10 @@ import yaml
 
 from selftaught.errors import InputError
 from selftaught.store.files import Lock, explained, make_directory, write_atomic, write_json
-from selftaught.store.stage import Store
+from selftaught.store.groups import Groups
+from selftaught.store.stage import Store, open_stage
+
+_STATE = "state.json"
 
 
 class RunDirectory:
@@ -92,6 +95,39 @@ class RunDirectory:
                     continue
                 if isinstance(row, dict):
                     yield row
+
+    def clear_metrics(self) -> None:
+        """Empty `metrics.jsonl`: a run that passes through its stages again notes them again."""
+        with explained(self.path):
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)
+
+    def write_state(self, **names: Any) -> None:
+        """Note what single commands made here (plain JSON), for the next command to start from."""
+        write_json(self.path / _STATE, {**self._state(), **names})
+
+    def read_groups(self) -> Groups:
+        """Return the groups that were generated and scored here last; InputError if there are none."""
+        names = self._state().get("groups")
+        if names is None:
+            raise InputError(f"{self.path} holds no completions: make them with selftaught generate --out {self.path}")
+        tables = {role: tuple(open_stage(self.path / "stages" / n) for n in names[role]) for role in names}
+        return Groups(**{**tables, "prompts": tables["prompts"][0]})
+
+    def write_groups(self, groups: Groups) -> None:
+        """Note which stages make up `groups`."""
+        roles = {"prompts": (groups.prompts,), "completions": groups.completions, "scores": groups.scores}
+        self.write_state(groups={role: [stage.path.name for stage in stages] for role, stages in roles.items()})
+
+    def read_selection(self) -> Path:
+        """Return the stage that was selected here last; InputError if there is none."""
+        name = self._state().get("selection")
+        if name is None:
+            raise InputError(f"{self.path} holds no selected examples: make them with selftaught select {self.path}")
+        return self.path / "stages" / name
+
+    def _state(self) -> dict[str, Any]:
+        file = self.path / _STATE
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, atomically."""

@@ -10,12 +10,14 @@ form and no tokenizer takes it.
 """
 
 import json
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise, repeat
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from selftaught.errors import InputError
@@ -44,22 +46,32 @@ class Kind:
     unpack: Callable[[pa.Array], list[Any]]
 
 
-def _validity(array: pa.Array) -> list[bool] | None:
-    return array.is_valid().to_numpy(zero_copy_only=False).tolist() if array.null_count else None
+def _validity(column: pa.Array) -> list[bool] | None:
+    return column.is_valid().to_numpy(zero_copy_only=False).tolist() if column.null_count else None
 
 
-def _scalars(kind: pa.DataType, blank: Any) -> Kind:
-    def unpack(array: pa.Array) -> list[Any]:
-        valid = _validity(array)
-        values = (array if valid is None else array.fill_null(blank)).to_numpy(zero_copy_only=False).tolist()
+def _scalars(kind: pa.DataType, blank: Any, pack: Callable[[Sequence[Any]], pa.Array] | None = None) -> Kind:
+    def unpack(column: pa.Array) -> list[Any]:
+        valid = _validity(column)
+        values = (column if valid is None else column.fill_null(blank)).to_numpy(zero_copy_only=False).tolist()
         return values if valid is None else [v if ok else None for v, ok in zip(values, valid, strict=True)]
 
-    return Kind(kind, lambda values: pa.array(values, kind), unpack)
+    return Kind(kind, pack or (lambda values: pa.array(values, kind)), unpack)
+
+
+def _integers(kind: pa.DataType, code: str) -> Kind:
+    def pack(values: Sequence[Any]) -> pa.Array:
+        missing = [v is None for v in values]
+        mask = np.array(missing) if any(missing) else None
+        # pyarrow alone would cut 1.5 down to 1; `array` refuses it.
+        return pa.array(np.array(array(code, values if mask is None else [0 if v is None else v for v in values])), kind, mask=mask)
+
+    return _scalars(kind, 0, pack)
 
 
 def _texts() -> Kind:
-    def unpack(array: pa.Array) -> list[Any]:
-        values: list[Any] = array.to_numpy(zero_copy_only=False).tolist()
+    def unpack(column: pa.Array) -> list[Any]:
+        values: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
         return values
 
     return Kind(pa.string(), lambda values: pa.array(values, pa.string()), unpack)
@@ -76,14 +88,14 @@ def _lists(item: Kind, build: Callable[[list[Any]], Any] = tuple) -> Kind:
         mask = pa.array(missing, pa.bool_()) if any(missing) else None
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items, type=kind, mask=mask)
 
-    def unpack(array: pa.Array) -> list[Any]:
-        if not len(array):
+    def unpack(column: pa.Array) -> list[Any]:
+        if not len(column):
             return []
-        offsets = array.offsets.to_numpy()
-        items = item.unpack(array.values.slice(offsets[0], offsets[-1] - offsets[0]))
+        offsets = column.offsets.to_numpy()
+        items = item.unpack(column.values.slice(offsets[0], offsets[-1] - offsets[0]))
         ends = (offsets - offsets[0]).tolist()
         values = [build(items[start:end]) for start, end in pairwise(ends)]
-        valid = _validity(array)
+        valid = _validity(column)
         return values if valid is None else [v if ok else None for v, ok in zip(values, valid, strict=True)]
 
     return Kind(kind, pack, unpack)
@@ -103,10 +115,10 @@ def _structs(
         mask = pa.array([v is None for v in values], pa.bool_())
         return pa.StructArray.from_arrays(arrays, fields=list(kind), mask=mask)
 
-    def unpack(array: pa.Array) -> list[Any]:
-        columns = [field.unpack(array.field(i)) for i, field in enumerate(fields.values())]
+    def unpack(column: pa.Array) -> list[Any]:
+        columns = [field.unpack(column.field(i)) for i, field in enumerate(fields.values())]
         values = [build(fields) for fields in zip(*columns, strict=True)]
-        valid = _validity(array)
+        valid = _validity(column)
         return values if valid is None else [v if ok else None for v, ok in zip(values, valid, strict=True)]
 
     return Kind(kind, pack, unpack)
@@ -134,20 +146,20 @@ def _json() -> Kind:
         _check_json(plain)
         return json.dumps(plain, ensure_ascii=False)
 
-    def unpack(array: pa.Array) -> list[Any]:
-        return [{} if v == "{}" else json.loads(v) for v in _TEXT.unpack(array)]
+    def unpack(column: pa.Array) -> list[Any]:
+        return [{} if v == "{}" else json.loads(v) for v in _TEXT.unpack(column)]
 
     return Kind(pa.string(), lambda values: _TEXT.pack([text(v) for v in values]), unpack)
 
 
 _TEXT = _texts()
-_INTEGER = _scalars(pa.int64(), 0)
-_OFFSET = _scalars(pa.int32(), 0)
+_INTEGER = _integers(pa.int64(), "q")
+_OFFSET = _integers(pa.int32(), "i")
 _NUMBER = _scalars(pa.float64(), 0.0)
 _FLAG = _scalars(pa.bool_(), False)
 _JSON = _json()
 _TEXTS = _lists(_TEXT)
-_TOKENS = _lists(_scalars(pa.int32(), 0))
+_TOKENS = _lists(_integers(pa.int32(), "i"))
 _LOGPROBS = _lists(_scalars(pa.float32(), 0.0))
 _SPAN = _structs({"start": _OFFSET, "end": _OFFSET})
 _STEPS = _lists(_structs({"start": _OFFSET, "end": _OFFSET, "label": _FLAG}))
@@ -322,6 +334,6 @@ def _fill(row_type: type, name: str, rows: Sequence[Any], values: Iterable[Any])
     deque(map(getattr(row_type, name).__set__, rows, values), maxlen=0)
 
 
-def unpack_column(row_type: type, name: str, array: pa.Array) -> list[Any]:
+def unpack_column(row_type: type, name: str, column: pa.Array) -> list[Any]:
     """Return the values of one column as they stand in rows."""
-    return _KINDS[row_type][name].unpack(array)
+    return _KINDS[row_type][name].unpack(column)

@@ -71,6 +71,16 @@ class Chains:
         """The name it is registered under."""
         return "chains"
 
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Nothing: demonstrations teach the end-of-turn token."""
+        return ()
+
+    @property
+    def near_duplicate(self) -> float | None:
+        """Nothing: two chains that differ in one digit are two problems."""
+        return None
+
     def demonstrations(self, count: int | None = None, *, seed: int = 0) -> list[Demonstration]:
         """Return `count` (8,000) demonstrations in the world's mix of bare answers, whole chains and new problems."""
         lengths = self.demonstration_lengths or self.lengths

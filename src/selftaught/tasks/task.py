@@ -34,6 +34,14 @@ class Task(Protocol):
     def name(self) -> str:
         """The name it is registered under."""
 
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings at which a completion ends, for models that write on without an end-of-turn token."""
+
+    @property
+    def near_duplicate(self) -> float | None:
+        """ROUGE-L above which a generated problem repeats another; None where all problems resemble each other."""
+
     def demonstrations(self, count: int | None = None, *, seed: int = 0) -> list[Demonstration]:
         """Return up to `count` completions to train a seed model on; empty where the task has none."""
 

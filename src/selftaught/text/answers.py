@@ -56,7 +56,7 @@ _NOT_UNITS |= {"and", "or", "to", "plus", "minus", "times", "over", "half"}
 _UNITS = re.compile(r"[^\W\d_]+(?:[\s/.'-]+[^\W\d_]+){0,3}(?:\s*\^?[23])?")
 _OPERATOR = re.compile(r"\s*[-+*/^]\s*[*(\d]")
 _LETTERS = re.compile(r"[^\W\d_]+")
-_BRACES = re.compile(r"\\f?boxed\s*\{|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def marked_number(text: str, marker: str = "####") -> str | None:
@@ -89,7 +89,7 @@ def boxed(text: str) -> str | None:
     opened: list[int] = []
     found = None
     for token in _BRACES.finditer(text):
-        if token.group().endswith("boxed{") or (token.group()[-1] == "{" and len(token.group()) > 2):
+        if len(token.group()) > len(r"\{"):
             opened.append(token.end())
         elif token.group() == "{":
             opened.append(-1)

@@ -1,7 +1,7 @@
 """Examples -> token rows -> micro-batches under a token budget."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,9 @@ class Encoded:
     retokenised: int
 
     @property
-    def tree_tokens(self) -> int:
-        """Input tokens of the tree row."""
-        return len(self.prompt) + sum(len(c) - 1 for c in self.completions)
+    def tokens(self) -> int:
+        """Prompt and completion tokens of all sequences, the prompt counted with each."""
+        return sum(len(self.prompt) + len(c) for c in self.completions)
 
     @property
     def longest(self) -> int:
@@ -136,7 +136,7 @@ class Item:
         return sum(len(r.tokens) for r in self.rows)
 
 
-def make_items(examples: Sequence[Encoded], tree: bool, reference: dict[str, float] | None) -> list[Item]:
+def make_items(examples: Sequence[Encoded], tree: bool, reference: Mapping[str, float] | None) -> list[Item]:
     """Return the examples' rows, as trees or separate.
 
     Raises:
@@ -172,6 +172,17 @@ def micro_batches(items: Sequence[Item], budget: int, packed: bool) -> list[list
     return batches
 
 
+def shares(items: Sequence[Item], world: int) -> list[list[Item]]:
+    """Return `items` dealt to `world` ranks so that their token counts are close; every rank computes the same deal."""
+    hands: list[list[Item]] = [[] for _ in range(world)]
+    loads = [0] * world
+    for item in sorted(items, key=lambda i: (-i.tokens, i.example.id)):
+        rank = loads.index(min(loads))
+        hands[rank].append(item)
+        loads[rank] += item.tokens
+    return hands
+
+
 def _cost(item: Item, widest: int, packed: bool) -> int:
     return item.tokens if packed else widest * len(item.rows)
 
@@ -192,7 +203,7 @@ def collate(items: Sequence[Item], *, packed: bool, pad_id: int, device: torch.d
     lengths = np.array([len(c) for i in items for c in i.example.completions], dtype=np.float32)
     weights = tuple(i.example.weight for i in items)
     has_reference = items[0].reference is not None
-    batch = Batch(
+    return Batch(
         inputs=inputs,
         layout=layout,
         sources=torch.from_numpy(sources),
@@ -204,9 +215,20 @@ def collate(items: Sequence[Item], *, packed: bool, pad_id: int, device: torch.d
         example_ids=tuple(i.example.id for i in items),
         example_weights=weights,
         target_count=len(sources),
-        input_count=int(widths.sum()),
     )
-    return batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return `batch` with its tensors on `device`."""
+    if device.type == "cpu":
+        return batch
+    layout = batch.layout
+    if layout is not None:
+        layout = replace(layout, **{n: getattr(layout, n).to(device) for n in ("pad", "unpad", "positions", "segments")})
+    moved = {n: getattr(batch, n).to(device) for n in ("sources", "targets", "owner", "lengths", "weights")}
+    reference = None if batch.reference is None else batch.reference.to(device)
+    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+    return replace(batch, inputs=inputs, layout=layout, reference=reference, **moved)
 
 
 def _places(widths: Ids, width: int) -> Ids:

@@ -1,31 +1,42 @@
-"""The one training loop: micro-batches, global counts, one division per term, clip, step, checkpoint."""
+"""The one training loop: global batches, updates, checkpoints, snapshots, the final model."""
 
+import hashlib
 import json
 import math
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from selftaught.errors import TrainingDiverged
-from selftaught.models.load import load_model, load_tokenizer, tokenizer_fingerprint
+from selftaught.models.load import load_config, load_tokenizer
 from selftaught.objectives import build_objective
 from selftaught.specs import ModelSpec, ObjectiveSpec, Training
-from selftaught.train.attention import NAME
-from selftaught.train.batching import collate, encode, make_items, micro_batches
+from selftaught.train.batching import Item, make_items
+from selftaught.train.checkpoint import load_checkpoint, save_checkpoint, whole_directory
+from selftaught.train.distributed import Ranks, join_ranks, shard
+from selftaught.train.examples import prepare_examples
 from selftaught.train.forward import TargetLogps
-from selftaught.train.precision import fast_fp32_matmul
+from selftaught.train.precision import Weights, fast_fp32_matmul, resolve_precision
+from selftaught.train.probe import Mode, choose_mode
+from selftaught.train.reference import stored_reference, summed_logps
 from selftaught.train.schedule import batch_indices, learning_rate, steps_per_epoch, total_steps
-from selftaught.types import Example
+from selftaught.train.setup import causal_lm, make_policy, open_model
+from selftaught.train.trackers import Metrics
+from selftaught.train.update import Updater
+from selftaught.types import Example, Score, content_id
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """One training stage: what to train, on what, towards what, and where to put it."""
+    """One training stage: what to train, on what, towards what, and where to put it.
+
+    `examples` is a stage directory or rows. `reference` maps completion ids to summed log-probs, or is a stage of scores;
+    None lets the untrained model compute them.
+    """
 
     model: ModelSpec
     examples: Path | Sequence[Example]
@@ -37,72 +48,140 @@ class TrainJob:
 
 
 def train(job: TrainJob) -> None:
-    settings, device = job.settings, torch.device("cpu")
-    tokenizer = load_tokenizer(job.model)
-    encoded = encode(tokenizer, job.examples, job.model.template, tokenizer_fingerprint(tokenizer))
-    with fast_fp32_matmul(device):
-        model = load_model(job.model, dtype=torch.float32)
-        model.set_attn_implementation(NAME)
-        policy = TargetLogps(model)
-        objective = build_objective(job.objective)
-        reference = job.reference
-        if objective.needs_reference and reference is None:
-            reference = _reference(policy, make_items(encoded, True, None), settings, tokenizer.pad_token_id)
-        items = make_items(encoded, settings.tree_rows, reference if objective.needs_reference else None)
-        run(job, policy, objective, items, tokenizer.pad_token_id)
-    model.save_pretrained(job.out / "model")
-    tokenizer.save_pretrained(job.out / "model")
+    """Train `job.model` and leave it in `job.out/model`, with `metrics.jsonl` beside it.
+
+    Runs alone or as one of torchrun's processes. Called again on the same `out` it resumes from the last checkpoint, and
+    ends in bit-equal weights on the same machine, threads, processes and versions; on a finished `out` it returns at once.
+
+    Raises:
+        NothingToTrainOn: there is no example, or none that fits.
+        InputError: a row, the model or a setting cannot be used.
+        TrainingDiverged: a loss or gradient norm is not finite.
+    """
+    if (job.out / "model").is_dir():
+        return
+    with join_ranks() as ranks, fast_fp32_matmul(ranks.device), torch.random.fork_rng():
+        torch.manual_seed(job.seed)
+        _train(job, ranks)
 
 
-@torch.no_grad()
-def _reference(policy, items, settings, pad_id):
-    out = {}
-    for mb in micro_batches(items, settings.micro_batch_tokens, True):
-        batch = collate(mb, packed=True, pad_id=pad_id)
-        lp = policy(batch)
-        sums = torch.zeros(batch.sequences).index_add(0, batch.owner, lp).tolist()
-        ids = [c for i in mb for c in i.example.completion_ids]
-        out.update(zip(ids, sums))
-    return out
+def reference_logps(model: ModelSpec, examples: Path | Sequence[Example], settings: Training) -> Iterator[Score]:
+    """Yield the summed log-prob (nats, float32) of every completion of `examples` under `model`, as scores "logps/ref"."""
+    with join_ranks() as ranks, fast_fp32_matmul(ranks.device):
+        tokenizer = load_tokenizer(model)
+        encoded = prepare_examples(model, examples, settings, tokenizer, show=False)
+        policy, mode = _open_policy(model, settings, ranks)
+        policy.eval()
+        Weights(policy, resolve_precision(settings.precision, ranks.device))
+        items = make_items(encoded, tree=mode.packed and settings.tree_rows, reference=None)
+        for name, value in summed_logps(policy, items, settings.micro_batch_tokens, mode.packed, tokenizer.pad_token_id):
+            yield Score(completion_id=name, scorer="logps/ref", value=value)
 
 
-def run(job, policy, objective, items, pad_id):
+def _train(job: TrainJob, ranks: Ranks) -> None:
     settings = job.settings
-    params = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(params, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
-    total = total_steps(len(items), settings)
-    job.out.mkdir(parents=True, exist_ok=True)
-    log = open(job.out / "metrics.jsonl", "a")
-    tokens = 0
-    for step in range(total):
-        t0 = time.perf_counter()
+    tokenizer = load_tokenizer(job.model)
+    encoded = prepare_examples(job.model, job.examples, settings, tokenizer, show=ranks.rank == 0)
+    objective = build_objective(job.objective)
+    policy, mode = _open_policy(job.model, settings, ranks)
+    dtype = resolve_precision(settings.precision, ranks.device)
+    sharded = settings.strategy == "fsdp2" and ranks.world > 1
+    if sharded:
+        shard(policy, causal_lm(policy.model)._no_split_modules or (), dtype)
+    weights = Weights(policy, torch.float32 if sharded else dtype)
+    items = make_items(encoded, tree=mode.packed and settings.tree_rows, reference=None)
+    if objective.needs_reference:
+        reference = _reference(job, policy, items, mode.packed, tokenizer.pad_token_id, ranks)
+        items = make_items(encoded, tree=mode.packed and settings.tree_rows, reference=reference)
+    optimizer = torch.optim.AdamW(weights.masters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+    updater = Updater(
+        policy=policy,
+        objective=objective,
+        weights=weights,
+        optimizer=optimizer,
+        settings=settings,
+        ranks=ranks,
+        packed=mode.packed,
+        pad_id=tokenizer.pad_token_id,
+    )
+    # Every rank draws its own adapter dropout.
+    torch.manual_seed(job.seed + ranks.rank)
+    _run(job, updater, items)
+    _export(job, updater, tokenizer, job.out / "model")
+
+
+def _open_policy(model: ModelSpec, settings: Training, ranks: Ranks) -> tuple[TargetLogps, Mode]:
+    opened = open_model(model, settings, ranks.device)
+    mode, reason = choose_mode(causal_lm(opened).config)
+    if reason and ranks.rank == 0:
+        print(reason, file=sys.stderr)
+    return make_policy(opened, mode, settings), mode
+
+
+def _reference(job: TrainJob, policy: TargetLogps, items: Sequence[Item], packed: bool, pad_id: int, ranks: Ranks) -> Mapping[str, float]:
+    if isinstance(job.reference, Path):
+        from selftaught.store import open_stage
+
+        return {score.completion_id: score.value for score in open_stage(job.reference)}
+    if job.reference is not None:
+        return job.reference
+    return stored_reference(job.out, policy, items, job.settings.micro_batch_tokens, packed, pad_id, ranks)
+
+
+def _run(job: TrainJob, updater: Updater, items: Sequence[Item]) -> None:
+    settings, ranks = job.settings, updater.ranks
+    fingerprint = _fingerprint(job, items, ranks.world)
+    total, per_epoch = total_steps(len(items), settings), steps_per_epoch(len(items), settings.batch_size)
+    root = job.out / "checkpoints"
+    state = load_checkpoint(root, fingerprint)
+    start, tokens = (state["step"], state["num_tokens"]) if state else (0, 0)
+    if state:
+        updater.restore(state)
+    metrics = Metrics(job.out, settings.trackers, state["metrics_bytes"] if state else 0) if ranks.rank == 0 else None
+    for step in range(start, total):
+        began = time.perf_counter()
         chosen = [items[i] for i in batch_indices(step, len(items), settings, job.seed)]
-        batches = [collate(m, packed=True, pad_id=pad_id) for m in micro_batches(chosen, settings.micro_batch_tokens, True)]
-        counts: dict[str, float] = {}
-        for b in batches:
-            for name, n in objective.counts(b).items():
-                counts[name] = counts.get(name, 0) + n
-        sums = dict.fromkeys(counts, 0.0)
-        loss_value = 0.0
-        optimizer.zero_grad(set_to_none=True)
-        for b in batches:
-            terms = objective(policy, b, None)
-            loss = sum(t.sum * (t.weight / counts[n]) for n, t in terms.items() if t.weight and counts[n])
-            loss.backward()
-            loss_value += loss.detach()
-            for n, t in terms.items():
-                sums[n] += t.sum.detach()
-        norm = torch.nn.utils.clip_grad_norm_(params, settings.clip, foreach=True)
-        lr = learning_rate(step, total, settings)
-        values = torch.stack([loss_value, norm, *sums.values()]).tolist()
-        if not (math.isfinite(values[0]) and math.isfinite(values[1])):
-            raise TrainingDiverged(f"step {step}")
-        for g in optimizer.param_groups:
-            g["lr"] = lr
-        optimizer.step()
-        tokens += sum(b.input_count for b in batches)
-        line = {"step": step + 1, "loss": values[0], "grad_norm": values[1], "learning_rate": lr,
-                "epoch": (step + 1) / steps_per_epoch(len(items), settings.batch_size), "num_tokens": tokens,
-                **{n: v / counts[n] for n, v in zip(sums, values[2:])}, "seconds": time.perf_counter() - t0}
-        log.write(json.dumps(line) + "\n")
-        log.flush()
+        values = updater.update(chosen, step, learning_rate(step, total, settings))
+        tokens += sum(item.example.tokens for item in chosen)
+        done = step + 1
+        if metrics:
+            extra = {"epoch": done / per_epoch, "num_tokens": tokens, "effective_batch": len(chosen)}
+            metrics.log(done, {**values, **extra, "seconds": time.perf_counter() - began})
+        if settings.snapshots == "epoch" and (done % per_epoch == 0 or done == total):
+            _export(job, updater, None, job.out / "snapshots" / f"epoch-{math.ceil(done / per_epoch)}")
+        if done % settings.checkpoint_every == 0 and done < total:
+            progress = {"fingerprint": fingerprint, "step": done, "num_tokens": tokens}
+            state = updater.state() | progress
+            if metrics:
+                save_checkpoint(root, done, state | {"metrics_bytes": metrics.sync()})
+            ranks.wait()
+    if metrics:
+        metrics.close()
+
+
+def _export(job: TrainJob, updater: Updater, tokenizer: PreTrainedTokenizerBase | None, path: Path) -> None:
+    dtype = getattr(load_config(job.model), "dtype", None) or torch.float32
+    model = updater.policy.model
+    state = updater.full_state(dtype)
+    if updater.ranks.rank == 0 and not path.is_dir():
+        with whole_directory(path) as aside:
+            model.save_pretrained(aside, state_dict=state)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(aside)
+            _set_saved_dtype(aside / "config.json", dtype)
+    updater.ranks.wait()
+
+
+def _set_saved_dtype(config: Path, dtype: torch.dtype) -> None:
+    # transformers writes the dtype it computed in, which is not that of the saved master weights.
+    if config.exists():
+        values = json.loads(config.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def _fingerprint(job: TrainJob, items: Sequence[Item], world: int) -> str:
+    settings = {k: v for k, v in asdict(job.settings).items() if k not in ("trackers", "checkpoint_every")}
+    digest = hashlib.blake2b(digest_size=16)
+    for item in items:
+        digest.update(f"{item.example.id} {item.example.weight!r} {item.reference}\n".encode())
+    return content_id(asdict(job.model), type(job.objective).__name__, asdict(job.objective), settings, job.seed, world, digest.hexdigest())

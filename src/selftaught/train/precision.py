@@ -6,6 +6,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from selftaught.specs import Precision
 
 
 @contextmanager
@@ -47,3 +50,61 @@ def _mkl_is_slow() -> bool:
         return "GenuineIntel" not in Path("/proc/cpuinfo").read_text() and torch.backends.mkl.is_available()
     except OSError:
         return False
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the dtype to compute in; "auto" is bf16 where the device multiplies it natively, else float32."""
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bf16()
+    return torch.bfloat16 if native else torch.float32
+
+
+@cache
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+class Weights:
+    """The weights a model computes with and the float32 master weights that the optimizer steps.
+
+    In float32 they are the same tensors. In bf16 the model holds rounded copies; gradients of micro-batches are added up
+    in float32 on the masters.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        self.separate = dtype != torch.float32
+        self.masters = [nn.Parameter(p.detach().float().clone()) for p in self.params] if self.separate else self.params
+        if self.separate:
+            # Parameters only: buffers such as rotary frequencies lose too much in bf16.
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(dtype)
+
+    def collect(self) -> None:
+        """Add the gradients of the micro-batch just done to the masters'."""
+        if not self.separate:
+            return
+        for param, master in zip(self.params, self.masters, strict=True):
+            if param.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = param.grad.float()
+            else:
+                master.grad.add_(param.grad)
+            param.grad = None
+
+    def publish(self) -> None:
+        """Copy the stepped masters into the model."""
+        if self.separate:
+            with torch.no_grad():
+                torch._foreach_copy_(self.params, self.masters)
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+        for tensor in (*self.params, *self.masters):
+            tensor.grad = None

@@ -13,7 +13,7 @@
     if (text !== undefined && text !== null) node.textContent = String(text);
     return node;
   };
-  const plain = (value) => (Number.isInteger(value) ? String(value) : value.toPrecision(3));
+  const plain = (value) => String(Number.isInteger(value) ? value : Number(value.toPrecision(3)));
 
   groups.forEach((group) => {
     const texts = [...group.prompt.map((m) => m.text), group.gold ?? "", group.id];

@@ -1,0 +1,62 @@
+"""Tasks by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+from selftaught.config import from_dict
+from selftaught.errors import InputError
+from selftaught.tasks.chains import Chains
+from selftaught.tasks.gsm8k import GSM8K
+from selftaught.tasks.task import Task, TaskSpec
+from selftaught.tasks.user import UserTask
+
+
+def load_task(spec: TaskSpec | Task) -> Task:
+    """Return the task that `spec` describes; a task is returned as it is.
+
+    Raises InputError for an unknown name or option, and for a field that the task has no use for.
+    """
+    if not isinstance(spec, TaskSpec):
+        return spec
+    build = _BUILDERS.get(spec.name)
+    if build is None:
+        known = ", ".join(_BUILDERS)
+        raise InputError(f"unknown task {spec.name!r}: give one of {known}; for your own data, user with --data FILE")
+    return build(spec)
+
+
+def task_names() -> tuple[str, ...]:
+    """Return the names that `load_task` knows."""
+    return tuple(_BUILDERS)
+
+
+def _chains(spec: TaskSpec) -> Task:
+    _refuse(spec, "data", "answer", "verifier")
+    return from_dict(Chains, _options(spec))
+
+
+def _gsm8k(spec: TaskSpec) -> Task:
+    _refuse(spec, "answer", "verifier")
+    return from_dict(GSM8K, _options(spec) | ({"data": spec.data} if spec.data else {}))
+
+
+def _user(spec: TaskSpec) -> Task:
+    if spec.data is None:
+        raise InputError("task user needs your rows: pass --data FILE.jsonl with a prompt in each line")
+    functions = {"answer_function": spec.answer, "verifier_function": spec.verifier}
+    return from_dict(UserTask, _options(spec) | {"data": spec.data} | functions)
+
+
+def _options(spec: TaskSpec) -> dict[str, Any]:
+    return {**spec.options} | ({} if spec.limit is None else {"limit": spec.limit})
+
+
+def _refuse(spec: TaskSpec, *fields: str) -> None:
+    for field in fields:
+        if getattr(spec, field) is not None:
+            raise InputError(
+                f"task {spec.name} has its own {field}: drop --{field} or use --task user with --data FILE"
+            )
+
+
+_BUILDERS: dict[str, Callable[[TaskSpec], Task]] = {"chains": _chains, "gsm8k": _gsm8k, "user": _user}

@@ -1,0 +1,60 @@
+"""Training examples read, encoded, checked and shown before anything else happens."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from selftaught.errors import NothingToTrainOn
+from selftaught.models.load import context_length, load_config, tokenizer_fingerprint
+from selftaught.specs import ModelSpec, Training
+from selftaught.text.templates import end_token_ids
+from selftaught.train.batching import Encoded, encode
+from selftaught.train.preview import check_ends, preview
+from selftaught.types import Example
+
+PREVIEWED = 2
+
+
+def prepare_examples(
+    model: ModelSpec, examples: Path | Sequence[Example], settings: Training, tokenizer: Any, *, show: bool
+) -> list[Encoded]:
+    """Return the examples as ids, without those longer than `max_length` or the model's context.
+
+    With `show` the first rows are printed to stderr with their loss mask, and what was left out or re-tokenised is counted.
+
+    Raises:
+        NothingToTrainOn: no example is left.
+        InputError: a row has an empty prompt or completion, or a finished completion without its end-of-turn token.
+    """
+    rows = read_examples(examples)
+    encoded = encode(tokenizer, rows, model.template, tokenizer_fingerprint(tokenizer))
+    check_ends(encoded, end_token_ids(tokenizer, model.template))
+    context = context_length(load_config(model))
+    limit = min(n for n in (settings.max_length, context, sys.maxsize) if n is not None)
+    kept = [e for e in encoded if e.longest <= limit]
+    if not kept:
+        longest = max((e.longest for e in encoded), default=0)
+        reason = f"all {len(encoded)} examples are longer than {limit} tokens (longest {longest}): raise max_length" if encoded else "there is no example"
+        raise NothingToTrainOn(f"{reason}, or relax what selects them")
+    if show:
+        _show(encoded, kept, limit, tokenizer)
+    return kept
+
+
+def read_examples(examples: Path | Sequence[Example]) -> Sequence[Example]:
+    """Return the rows of a stage directory, or `examples` as they are."""
+    if not isinstance(examples, Path):
+        return examples
+    from selftaught.store.stage import open_stage
+
+    return list(open_stage(examples))
+
+
+def _show(encoded: Sequence[Encoded], kept: Sequence[Encoded], limit: int, tokenizer: Any) -> None:
+    lines = [preview(kept[:PREVIEWED], tokenizer)]
+    if len(kept) < len(encoded):
+        lines.append(f"{len(encoded) - len(kept)} of {len(encoded)} examples left out: longer than {limit} tokens")
+    again = sum(e.retokenised for e in kept)
+    lines.append(f"{len(kept)} examples; {again} completions encoded from text, the others are the ids that were sampled")
+    print("\n".join(lines), file=sys.stderr)

@@ -1,0 +1,40 @@
+"""What will be trained on, shown before it is: rendered rows with the loss mask marked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from selftaught.errors import InputError
+from selftaught.train.batching import Encoded
+
+OPEN, CLOSE = "⟦", "⟧"
+
+
+def check_ends(examples: Sequence[Encoded], end_ids: Sequence[int]) -> None:
+    """Make sure that every finished completion ends in an end-of-turn token, which is a target like any other.
+
+    Raises:
+        InputError: one does not; names the example and its last token.
+    """
+    ends = frozenset(end_ids)
+    for example in examples:
+        for tokens, finished, name in zip(example.completions, example.finished, example.completion_ids, strict=True):
+            if finished and int(tokens[-1]) not in ends:
+                raise InputError(
+                    f"example {example.id}: completion {name} finished, but its loss mask ends with token {int(tokens[-1])} and not with "
+                    f"an end-of-turn token {sorted(ends)}: the model would never learn to stop; fix the template or set finish='length'"
+                )
+
+
+def preview(examples: Sequence[Encoded], tokenizer: Any) -> str:
+    """Return the examples as text, the targets of the loss between ⟦ and ⟧, special tokens shown."""
+    lines = []
+    for example in examples:
+        lines.append(f"example {example.id} (weight {example.weight:g}): {len(example.prompt)} prompt tokens, no loss")
+        lines.append(f"  {_text(tokenizer, example.prompt)}")
+        for tokens in example.completions:
+            lines.append(f"  {OPEN}{_text(tokenizer, tokens)}{CLOSE} {len(tokens)} targets")
+    return "\n".join(lines)
+
+
+def _text(tokenizer: Any, ids: Any) -> str:
+    return tokenizer.decode(ids.tolist(), skip_special_tokens=False).replace("\n", "\\n")
