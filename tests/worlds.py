@@ -21,9 +21,8 @@ def shared_data(name: str) -> Path:
 def group_of(answers: Sequence[str | None], k: int | None = None, name: str = "p", gold: str | None = None) -> Group:
     """Return a group whose completions have these answers (None: unreadable), voted on by the first `k`."""
     prompt = Prompt.from_text(name, gold=gold)
-    completions = tuple(
-        Completion(prompt_id=prompt.id, k=i, text=f"#### {a}" if a else "?", model=f"m{i}") for i, a in enumerate(answers)
-    )
+    texts = [f"#### {answer}" if answer else "?" for answer in answers]
+    completions = tuple(Completion(prompt_id=prompt.id, k=i, text=t, model=f"m{i}") for i, t in enumerate(texts))
     base = answers[: len(answers) if k is None else k]
     scores = [
         Score(completion_id=c.id, scorer="votes", value=None, note="no answer could be read")

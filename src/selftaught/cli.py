@@ -104,9 +104,8 @@ def _show(arguments) -> None:
     from selftaught.report.html import build_report
     from selftaught.report.text import show_run
 
-    print(show_run(arguments.directory))
-    report = build_report(arguments.directory)
-    print(f"\nreport: {report}")
+    shown, report = show_run(arguments.directory), build_report(arguments.directory)
+    print(f"{shown}\n\nreport: {report}")
     if arguments.open:
         import webbrowser
 
@@ -126,7 +125,7 @@ def _add_run(commands) -> None:
         example="selftaught run scpo --model ./my-model --data problems.jsonl --training.lr 1e-5",
     )
     parser.add_argument("method", metavar="METHOD")
-    parser.add_argument("--recipe", help="small (default), smoke or paper")
+    parser.add_argument("--recipe", help="small (default), smoke, own (default with --model or --data) or paper")
     parser.add_argument("--config", type=Path, help="a YAML file, for example the config.yaml of another run")
     parser.add_argument("--model", help="a Hub id or a directory; without it a small model is trained first")
     parser.add_argument("--task", help="name of a task, see docs/your-data.md")
@@ -149,9 +148,7 @@ def _run(arguments) -> None:
             print(f"--{name:<34} {value}")
         return
     if arguments.dry_run:
-        from selftaught.plan import format_plan
-
-        print(format_plan(method, config, arguments.processes))
+        print(_plan(method, config, arguments.processes))
         return
     from selftaught.runs import run_method
 
@@ -160,6 +157,22 @@ def _run(arguments) -> None:
         method, config, arguments.out, seed=arguments.seed, recipe=recipe, processes=arguments.processes
     )
     _print_result(summary, arguments.out)
+
+
+def _plan(method: Method, config: Any, processes: int) -> str:
+    from selftaught.plan import CPU, H100, LLAMA_8B, format_plan, scratch_parameters
+
+    if config.model is None:
+        size, device = scratch_parameters(config.seed_model.scratch), CPU
+    else:
+        from selftaught.models.load import count_parameters
+
+        try:
+            size, device = count_parameters(config.model), H100
+        except InputError as error:
+            print(f"{error}; assuming {LLAMA_8B:.2e} parameters", file=sys.stderr)
+            size, device = LLAMA_8B, H100
+    return format_plan(method.plan(config), size, config.training, processes, device)
 
 
 def _configure(arguments) -> tuple[Method, str, Any]:
@@ -171,7 +184,7 @@ def _configure(arguments) -> tuple[Method, str, Any]:
         settings = read_yaml(arguments.config)
         recipe, config = "config", from_dict(method.config, settings.get("config", settings))
     else:
-        recipe = arguments.recipe or ("paper" if arguments.model else "small")
+        recipe = arguments.recipe or ("own" if arguments.model or arguments.data else "small")
         config = recipes.get(method.name, recipe)
     return method, recipe, override(_with_shortcuts(config, arguments), arguments.overrides)
 
@@ -200,7 +213,9 @@ def _print_result(summary: dict, out: Path) -> None:
 
 
 def _add_resume(commands) -> None:
-    parser = _command(commands, "resume", _resume, "continue an interrupted run", example="selftaught resume runs/scpo-small-seed0")
+    parser = _command(
+        commands, "resume", _resume, "continue an interrupted run", example="selftaught resume runs/scpo-small-seed0"
+    )
     parser.add_argument("directory", type=Path)
 
 
@@ -211,7 +226,13 @@ def _resume(arguments) -> None:
 
 
 def _add_reproduce(commands) -> None:
-    parser = _command(commands, "reproduce", _reproduce, "a paper's table in miniature, over seeds", example="selftaught reproduce scpo --seeds 5")
+    parser = _command(
+        commands,
+        "reproduce",
+        _reproduce,
+        "a paper's table in miniature, over seeds",
+        example="selftaught reproduce scpo --seeds 5",
+    )
     parser.add_argument("method", metavar="METHOD|all")
     parser.add_argument("--recipe", default="small")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1 (default 5)")
@@ -225,7 +246,9 @@ def _reproduce(arguments) -> None:
 
     for name in methods.NAMES if arguments.method == "all" else (arguments.method,):
         seeds = range(arguments.seeds)
-        print(format_table(reproduce(name, recipe=arguments.recipe, seeds=seeds, out=arguments.out, runs=arguments.runs)))
+        print(
+            format_table(reproduce(name, recipe=arguments.recipe, seeds=seeds, out=arguments.out, runs=arguments.runs))
+        )
         print(f"\nresults: {arguments.out / f'{name}.json'}")
 
 
@@ -256,34 +279,67 @@ class PreferenceSettings:
 
 
 def _add_verbs(commands) -> None:
-    parser = _command(commands, "generate", _generate, "sample completions of prompts", takes_fields=True,
-                      example="selftaught generate problems.jsonl --model ./my-model --k 8 --out samples --temperature 0.7")
-    parser.add_argument("prompts", type=Path, help="JSON lines, CSV or Parquet with prompt or messages, and answer if there is one")
+    parser = _command(
+        commands,
+        "generate",
+        _generate,
+        "sample completions of prompts",
+        takes_fields=True,
+        example="selftaught generate problems.jsonl --model ./my-model --k 8 --out samples --temperature 0.7",
+    )
+    parser.add_argument(
+        "prompts", type=Path, help="JSON lines, CSV or Parquet with prompt or messages, and answer if there is one"
+    )
     _add_model(parser)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int)
 
-    parser = _command(commands, "score", _score, "score the completions in a directory",
-                      example="selftaught score samples --scorer votes")
+    parser = _command(
+        commands,
+        "score",
+        _score,
+        "score the completions in a directory",
+        example="selftaught score samples --scorer votes",
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--scorer", required=True, choices=("votes", "verifier"))
     _add_task(parser)
 
-    parser = _command(commands, "select", _select, "make training examples of scored completions", takes_fields=True,
-                      example="selftaught select samples --rule consistency --k 8 --threshold 4")
+    parser = _command(
+        commands,
+        "select",
+        _select,
+        "make training examples of scored completions",
+        takes_fields=True,
+        example="selftaught select samples --rule consistency --k 8 --threshold 4",
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--rule", required=True, choices=tuple(RULES))
 
-    parser = _command(commands, "train", _train, "train a model on examples", takes_fields=True,
-                      example="selftaught train samples --model ./my-model --objective dpo --out tuned --training.lr 1e-6")
-    parser.add_argument("data", type=Path, help="a directory that select wrote to, a stage, or a file in the ecosystem's columns")
+    parser = _command(
+        commands,
+        "train",
+        _train,
+        "train a model on examples",
+        takes_fields=True,
+        example="selftaught train samples --model ./my-model --objective dpo --out tuned --training.lr 1e-6",
+    )
+    parser.add_argument(
+        "data", type=Path, help="a directory that select wrote to, a stage, or a file in the ecosystem's columns"
+    )
     _add_model(parser)
     parser.add_argument("--objective", required=True, choices=("sft", "dpo", "ipo"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int)
 
-    parser = _command(commands, "evaluate", _evaluate, "measure a model on a task", takes_fields=True,
-                      example="selftaught evaluate --model ./my-model --task gsm8k --data DIR --problems 200")
+    parser = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "measure a model on a task",
+        takes_fields=True,
+        example="selftaught evaluate --model ./my-model --task gsm8k --data DIR --problems 200",
+    )
     _add_model(parser)
     _add_task(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate"))
@@ -351,7 +407,9 @@ def _select(arguments) -> None:
 
     function, row_type = RULES[arguments.rule]
     with _open_lab(arguments.directory, arguments) as lab:
-        stage = lab.select(lab.run.read_groups(), build(resolve(function), arguments.overrides), getattr(types, row_type))
+        stage = lab.select(
+            lab.run.read_groups(), build(resolve(function), arguments.overrides), getattr(types, row_type)
+        )
         lab.run.write_state(selection=stage.path.name)
     for reason, count in stage.manifest["facts"]["counts"].items():
         print(f"{count:>8} dropped: {reason}")
@@ -395,7 +453,9 @@ def _evaluate(arguments) -> None:
 
 
 def _task_spec(arguments) -> TaskSpec:
-    return TaskSpec(name=arguments.task or "user", data=arguments.data, answer=arguments.answer, verifier=arguments.verifier)
+    return TaskSpec(
+        name=arguments.task or "user", data=arguments.data, answer=arguments.answer, verifier=arguments.verifier
+    )
 
 
 if __name__ == "__main__":

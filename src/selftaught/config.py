@@ -34,6 +34,8 @@ def from_dict(kind: type[Config], data: Mapping[str, Any]) -> Config:
     try:
         return _converter().structure(data, kind)
     except Exception as error:
+        if refusal := _find_refusal(error):
+            raise refusal from None
         problems = "; ".join(cattrs.transform_error(error, format_exception=_explain)).replace(" @ $.", " at ")
         raise InputError(f"configuration: {problems}") from None
 
@@ -131,6 +133,13 @@ def _known_field(kind: type, name: str, parents: Sequence[str]) -> None:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
         raise InputError(f"unknown key {'.'.join([*parents, name])!r}: {hint}")
+
+
+def _find_refusal(error: BaseException) -> InputError | None:
+    """Return the InputError that a configuration class itself raised, from among the causes cattrs collects."""
+    if isinstance(error, InputError):
+        return error
+    return next(filter(None, map(_find_refusal, getattr(error, "exceptions", ()))), None)
 
 
 def _explain(error: BaseException, kind: type | None) -> str:

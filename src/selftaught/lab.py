@@ -70,9 +70,11 @@ class Lab:
         finally:
             self.arm, self.round = before
 
-    def generate(self, model: ModelSpec, prompts: Sequence[Prompt] | Stage | Groups, sampling: Sampling, *, first_k: int = 0) -> Groups:
+    def generate(
+        self, model: ModelSpec, prompts: Sequence[Prompt] | Stage | Groups, sampling: Sampling, *, first_k: int = 0
+    ) -> Groups:
         """Draw `sampling.k` completions of every prompt, numbered from `first_k`. Given groups, add to theirs."""
-        known = prompts if isinstance(prompts, Groups) else Groups(prompts=self._table(prompts))
+        known = prompts if isinstance(prompts, Groups) else Groups(prompts=self.table(prompts))
         params = {"model": model_key(model), "template": model.template, "sampling": sampling, "first_k": first_k}
         arguments = {"model": model, "prompts": known.prompts.path, "sampling": sampling, "first_k": first_k}
         shards = max(1, math.ceil(len(known) * sampling.k / COMPLETIONS_PER_SHARD))
@@ -85,7 +87,10 @@ class Lab:
         """Add the scores that `scorer` gives to every completion."""
         stage = self.stage("score", Score, score_rows, groups, scorer=scorer)
         return Groups(
-            prompts=groups.prompts, completions=groups.completions, scores=(*groups.scores, stage), verdicts=groups.verdicts
+            prompts=groups.prompts,
+            completions=groups.completions,
+            scores=(*groups.scores, stage),
+            verdicts=groups.verdicts,
         )
 
     def select(self, groups: Groups, selector: Callable[..., Iterator[Any]], row_type: type) -> Stage:
@@ -97,7 +102,9 @@ class Lab:
         stage = self.stage("select", row_type, selector, groups)
         if not len(stage):
             reasons = "; ".join(f"{n} x {why}" for why, n in _counts(stage).items()) or "there was no group"
-            raise NothingToTrainOn(f"selection kept none of {len(groups)} groups ({reasons}); all stages are kept in {self.run.path}")
+            raise NothingToTrainOn(
+                f"selection kept none of {len(groups)} groups ({reasons}); all stages are kept in {self.run.path}"
+            )
         return stage
 
     def train(
@@ -135,14 +142,26 @@ class Lab:
         return max((_trained(model, settings, path) for path in epochs), key=dev)
 
     def evaluate(
-        self, model: ModelSpec, task: Task, evaluation: Evaluation, prompts: Sequence[Prompt] | None = None
+        self,
+        model: ModelSpec,
+        task: Task,
+        evaluation: Evaluation,
+        prompts: Sequence[Prompt] | None = None,
+        prefix: str = "",
     ) -> tuple[dict[str, Report], dict[str, PerProblem]]:
         """Measure greedy accuracy and, with k > 1, what k samples per problem tell, on the test problems or `prompts`.
 
-        Returns the reports by name (`accuracy`, `accuracy_sc8`, `vote_share`, ...) and their values by problem.
+        Returns the reports by name (`accuracy`, `accuracy_sc8`, `vote_share`, ...) and their values by problem. In the
+        metrics the names follow `prefix`.
         """
-        k, problems = evaluation.k, self._table(task.test(evaluation.problems) if prompts is None else prompts)
-        sampling = Sampling(k=k, temperature=evaluation.temperature, top_p=evaluation.top_p, max_tokens=evaluation.max_tokens)
+        k, problems = evaluation.k, self.table(task.test(evaluation.problems) if prompts is None else prompts)
+        sampling = Sampling(
+            k=k,
+            temperature=evaluation.temperature,
+            top_p=evaluation.top_p,
+            max_tokens=evaluation.max_tokens,
+            stop=task.stop,
+        )
         greedy = self.generate(model, problems, replace(sampling, k=1, temperature=0.0))
         reports, values = evaluate_greedy(self.score(greedy, Verifier(task=task)))
         if k > 1:
@@ -150,10 +169,12 @@ class Lab:
             more_reports, more_values = evaluate_samples(self.score(sampled, Verifier(task=task)), k)
             reports, values = [*reports, *more_reports], values | more_values
         for report in reports:
-            self.note_report(report)
+            self.note_report(replace(report, name=prefix + report.name))
         return {report.name: report for report in reports}, values
 
-    def stage(self, name: str, row_type: type, rows: Callable | Sequence, *inputs: Stage | Groups, **params: Any) -> Stage:
+    def stage(
+        self, name: str, row_type: type, rows: Callable | Sequence, *inputs: Stage | Groups, **params: Any
+    ) -> Stage:
         """Store what `rows(*inputs, counts, **params)` yields, or the given rows themselves.
 
         `rows` is a module-level function or a frozen dataclass that can be called; `counts` is a Counter for what it
@@ -162,7 +183,10 @@ class Lab:
         if isinstance(rows, Sequence):
             function, content = "rows", {"ids": [row.id for row in rows]}
         else:
-            function, content = _function_name(rows), {"spec": None if hasattr(rows, "__qualname__") else rows, **params}
+            function, content = (
+                _function_name(rows),
+                {"spec": None if hasattr(rows, "__qualname__") else rows, **params},
+            )
         parents = [input.key for input in inputs]
         origin = {"function": function, "version": getattr(rows, "version", 1), "params": content, "parents": parents}
         key = stage_key(function, origin["version"], content, parents, self.seed)
@@ -185,7 +209,9 @@ class Lab:
         """
         demonstrations = task.demonstrations(spec.demonstrations, seed=self.seed)
         if not demonstrations:
-            raise InputError(f"task {task.name} has no demonstrations to train a seed model on: pass --model DIR_OR_HUB_ID")
+            raise InputError(
+                f"task {task.name} has no demonstrations to train a seed model on: pass --model DIR_OR_HUB_ID"
+            )
         shared = replace(self, store=self.cache)
         examples = shared.stage("demonstrations", Demonstration, demonstrations)
 
@@ -198,7 +224,7 @@ class Lab:
     def dev_accuracy(self, task: Task, problems: int, evaluation: Evaluation) -> Callable[[ModelSpec], float]:
         """Return the measure by which `train` chooses an epoch: greedy accuracy on the first dev problems."""
         prompts, greedy = task.dev(problems), replace(evaluation, k=1)
-        return lambda model: self.evaluate(model, task, greedy, prompts)[0]["accuracy"].mean
+        return lambda model: self.evaluate(model, task, greedy, prompts, "dev/")[0]["accuracy"].mean
 
     def note_report(self, report: Report) -> None:
         """Append a report to the run's metrics."""
@@ -222,7 +248,8 @@ class Lab:
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source, target)
 
-    def _table(self, prompts: Sequence[Prompt] | Stage) -> Stage:
+    def table(self, prompts: Sequence[Prompt] | Stage) -> Stage:
+        """Return `prompts` as a stage."""
         return prompts if isinstance(prompts, Stage) else self.stage("prompts", Prompt, prompts)
 
     def _reference(self, model: ModelSpec, examples: Stage, settings: Training) -> Stage:
@@ -231,7 +258,14 @@ class Lab:
         return self._sharded("reference", Score, REFERENCE, params, arguments, [examples], 1)
 
     def _sharded(
-        self, name: str, row_type: type, function: str, params: dict, arguments: dict, parents: Sequence[Stage], shards: int
+        self,
+        name: str,
+        row_type: type,
+        function: str,
+        params: dict,
+        arguments: dict,
+        parents: Sequence[Stage],
+        shards: int,
     ) -> Stage:
         """Run a function that writes the shards it is told are missing, on the executor."""
         keys = [parent.key for parent in parents]
@@ -251,7 +285,12 @@ class Lab:
         return stage
 
     def _artifact(
-        self, name: str, function: str, params: dict, parents: Sequence[str], arguments: Callable[[Path], dict[str, Any]]
+        self,
+        name: str,
+        function: str,
+        params: dict,
+        parents: Sequence[str],
+        arguments: Callable[[Path], dict[str, Any]],
     ) -> Artifact:
         """Run a function that fills a directory, on the executor."""
         key = stage_key(function, 1, params, parents, self.seed)
@@ -284,13 +323,18 @@ class Lab:
         }
         groups = [i for i in inputs if isinstance(i, Groups)]
         if groups:
-            facts["groups"] = {role: [s.path.name for s in getattr(groups[0], role)] for role in ("completions", "scores")}
+            facts["groups"] = {
+                role: [s.path.name for s in getattr(groups[0], role)] for role in ("completions", "scores")
+            }
             facts["groups"]["prompts"] = groups[0].prompts.path.name
         self.note("stage", **facts)
         if verb not in ("prompts", "score"):
             label = f"{self.arm} {self.round}" if self.round else self.arm
             state = "cached" if cached else f"{facts['seconds']:.1f} s"
-            print(f"{label:<18} {verb:<14} {facts['rows']:>8,} {'files' if isinstance(made, Artifact) else 'rows':<6} {state}", file=sys.stderr)
+            print(
+                f"{label:<18} {verb:<14} {facts['rows']:>8,} {'files' if isinstance(made, Artifact) else 'rows':<6} {state}",
+                file=sys.stderr,
+            )
 
     def _copy_training_metrics(self, path: Path) -> None:
         for line in path.read_text(encoding="utf-8").splitlines():

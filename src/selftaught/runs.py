@@ -27,7 +27,13 @@ def run_method(
         RunLocked: another process is running in `out`.
     """
     started = time.perf_counter()
-    settings = {"method": method.name, "recipe": recipe, "seed": seed, "processes": processes, "config": to_dict(config)}
+    settings = {
+        "method": method.name,
+        "recipe": recipe,
+        "seed": seed,
+        "processes": processes,
+        "config": to_dict(config),
+    }
     with RunDirectory(out) as run:
         run.write_config(settings)
         # Stages that are there are passed through again, and noted again.
@@ -45,7 +51,7 @@ def resume(out: Path) -> dict[str, Any]:
     """Continue the run in `out` with the settings it was started with."""
     settings = RunDirectory(out).read_config()
     method = methods.get(settings["method"])
-    config = from_dict(method.config, settings["config"])
+    config: Any = from_dict(method.config, settings["config"])
     return run_method(
         method, config, out, seed=settings["seed"], recipe=settings["recipe"], processes=settings["processes"]
     )
@@ -64,8 +70,13 @@ def summarise(method: Method, recipe: str, seed: int, outcome: Outcome, wall_sec
             for arm, reports in last.items()
         },
         "claims": [claim_row(c, _over_problems(c, outcome), None) for c in method.claims if _can_show(c, outcome)],
-        "per_seed": {str(seed): {arm: {n: finite(r.mean) for n, r in reports.items()} for arm, reports in last.items()}},
-        "rounds": {arm: [{n: finite(r.mean) for n, r in rep.items()} for rep in rounds] for arm, rounds in outcome.rounds.items()},
+        "per_seed": {
+            str(seed): {arm: {n: finite(r.mean) for n, r in reports.items()} for arm, reports in last.items()}
+        },
+        "rounds": {
+            arm: [{n: finite(r.mean) for n, r in rep.items()} for rep in rounds]
+            for arm, rounds in outcome.rounds.items()
+        },
         "tried": 0,
         "versions": versions(),
     }
@@ -74,7 +85,12 @@ def summarise(method: Method, recipe: str, seed: int, outcome: Outcome, wall_sec
 def claim_row(claim: Claim, interval: Interval, holds: bool | None) -> dict[str, Any]:
     """Return a claim with its evidence, as summaries hold it. A share of a gain stands under `ratio`."""
     kind = "ratio" if claim.gold else "difference"
-    row = {"text": claim.text, "arm": claim.arm, "baseline": claim.baseline, "metric": claim.metric}
+    row: dict[str, Any] = {
+        "text": claim.text,
+        "arm": claim.arm,
+        "baseline": claim.baseline,
+        "metric": claim.metric,
+    }
     row |= {"gold": claim.gold, "share": claim.share} if claim.gold else {}
     return row | {
         kind: interval.estimate,
@@ -96,5 +112,6 @@ def _can_show(claim: Claim, outcome: Outcome) -> bool:
 
 def _over_problems(claim: Claim, outcome: Outcome) -> Interval:
     ours, baseline = (outcome.values[arm][claim.metric] for arm in (claim.arm, claim.baseline))
-    both = [p for p in ours if ours[p] is not None and baseline.get(p) is not None]
-    return paired_bootstrap([ours[p] for p in both], [baseline[p] for p in both])
+    pairs = [(value, baseline.get(problem)) for problem, value in ours.items()]
+    both = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return paired_bootstrap([a for a, _ in both], [b for _, b in both])

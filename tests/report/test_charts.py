@@ -61,7 +61,7 @@ def test_labels_are_escaped():
     charts = [
         line_chart(hostile, [Line(label=hostile, points=points(1, 2))], x_label=hostile),
         dot_chart(hostile, [(hostile, 1.0, 0.1, 0)], hostile),
-        interval_bar(hostile, 0.0, 1.0, 2.0, (0.0, 2.0), "accuracy"),
+        interval_bar(hostile, 0.0, 1.0, 2.0, limits=(0.0, 2.0), mark=0.5),
         share_bar([("kept", 1), (hostile, 2)]),
     ]
     for svg in charts:

@@ -27,6 +27,7 @@ def test_cells_headings_and_differences():
     assert figures.with_error("accuracy", None) == ""
     assert figures.heading("accuracy_sc8") == "accuracy sc8 (%)"
     assert figures.heading("somers_d") == "somers d"
+    assert figures.heading("train/vote_share") == "vote share (%), training samples"
     assert figures.signed("accuracy", -0.0304) == "-3.0"
 
 
@@ -34,8 +35,15 @@ def test_interval_and_verdict():
     claim = {"metric": "accuracy", "ci95": [0.05, 0.17], "holds": True}
     assert figures.interval(claim) == "[+5.0, +17.0]"
     assert figures.interval({"metric": "accuracy"}) == ""
+    assert figures.estimate({"metric": "accuracy", "difference": 0.116}) == "+11.6"
     assert [figures.verdict({"holds": h}) for h in (True, False, None)] == ["holds", "does not hold", "undecided"]
     assert figures.verdict({}) == "undecided"
+
+
+def test_share_of_a_gain_is_written_in_percent():
+    claim = {"metric": "accuracy", "ratio": 0.824, "ci95": [0.71, None], "share": 0.7}
+    assert figures.estimate(claim) == "82%"
+    assert figures.interval(claim) == "[71%, n/a]"
 
 
 @pytest.mark.parametrize(

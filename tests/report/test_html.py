@@ -134,9 +134,12 @@ def test_report_shows_every_part(run_dir):
         "vote share (%)",
         "rewards/margins",
         "loss, seed model",
+        "share of the gain of irpo_gold",
+        "[71%, 98%]",
+        "77",
     ):
         assert part in everything, part
-    assert len(page.named("svg")) >= 2 + 3 + 3 + 3 + 4  # arms, claims, rounds, training, selections
+    assert len(page.named("svg")) >= 2 + 4 + 3 + 3 + 4  # arms, claims, rounds, training, selections
 
 
 def test_groups_tell_what_was_chosen_and_why(run_dir):

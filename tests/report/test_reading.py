@@ -26,6 +26,24 @@ def test_stages_keep_their_order_and_shared_ones_have_a_label():
     assert [(line.name, line.label) for line in lines] == [("a", "shared"), ("b", "scpo, round 1")]
 
 
+def test_inputs_given_by_key_are_named():
+    lines = run(stage(stage="prompts-0a"), stage(stage="select-ab", inputs=["0a", "ff"])).stages
+    assert lines[1].inputs == ("prompts-0a", "ff")
+
+
+def test_inputs_of_groups_are_their_tables():
+    groups = {"prompts": "prompts-0a", "completions": ["generate-0b", "generate-0c"], "scores": []}
+    (line,) = run(stage(inputs=["key of the groups"], groups=groups)).stages
+    assert line.inputs == ("prompts-0a", "generate-0b", "generate-0c")
+
+
+def test_other_events_become_tables():
+    events = [{"event": "pairs", "arm": "scpo", "round": n, "kept": n, "margin": None} for n in (1, 2)]
+    table = run(*events, {"event": "pairs", "arm": "lmsi", "round": 1, "margin": 0.5}).measurements["pairs"]
+    assert table.names == ["kept", "margin"]
+    assert table.rows[1:] == (("scpo, round 2", {"kept": 2}), ("lmsi, round 1", {"margin": 0.5}))
+
+
 def test_last_report_of_a_step_counts():
     events = [
         {"event": "train", "arm": "scpo", "round": 1, "step": s, "loss": y} for s, y in ((1, 3.0), (2, 2.0), (1, 9.0))
@@ -48,9 +66,10 @@ def test_rounds_take_errors_from_reports_that_agree():
 def test_arms_of_an_unfinished_run_are_its_last_reports():
     report = {"event": "report", "name": "accuracy", "stderr": 0.1, "n": 5}
     events = [{**report, "arm": "", "mean": 0.1}, {**report, "arm": "scpo", "round": 1, "mean": 0.2}]
+    events.append({**report, "name": "train/accuracy", "arm": "scpo", "round": 1, "mean": 0.9})
     arms = run(*events, {**report, "arm": "scpo", "round": 2, "mean": 0.3}).arms
     assert arms["seed_model"]["accuracy"]["mean"] == 0.1
-    assert arms["scpo"]["accuracy"]["mean"] == 0.3
+    assert arms["scpo"]["accuracy"]["mean"] == 0.3 and "train/accuracy" not in arms["scpo"]
 
 
 def test_title_from_summary_else_configuration_else_directory():

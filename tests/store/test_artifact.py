@@ -3,13 +3,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from tests.store.samples import python
 
 from selftaught.errors import DamagedStage, InputError
 from selftaught.store import files
 from selftaught.store.artifact import Artifact, open_artifact
 from selftaught.store.stage import Store, open_stage
 from selftaught.types import Document
-from tests.store.samples import python
 
 KEY = "fedcba98765432100123abcd"
 

@@ -5,11 +5,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.store.samples import python
 
 from selftaught.errors import DamagedStage, InputError, RunLocked
 from selftaught.store import files
 from selftaught.store.files import HashingFile, Lock, check_file, hash_file, write_atomic, written_aside
-from tests.store.samples import python
 
 
 def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -1,16 +1,17 @@
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.store.samples import completions, prompts, scores
 
 from selftaught.errors import InputError
 from selftaught.store.groups import Groups
 from selftaught.store.stage import Stage, Store
-from selftaught.types import Completion, Group, Prompt, Score, Verdict
-from tests.store.samples import completions, prompts, scores
+from selftaught.types import Completion, Group, Prompt, Score, Verdict, content_id
 
 QUESTIONS = prompts(6)
 BASE = list(completions(QUESTIONS, 3))
@@ -19,7 +20,7 @@ VOTES = scores(BASE)
 
 
 def verdicts_on(rows: list[Completion]) -> list[Verdict]:
-    pairs = zip(rows, rows[1:], strict=False)
+    pairs = pairwise(rows)
     return [
         Verdict(prompt_id=a.prompt_id, first=a.id, second=b.id, winner="first", scorer="judge")
         for a, b in pairs
@@ -28,7 +29,7 @@ def verdicts_on(rows: list[Completion]) -> list[Verdict]:
 
 
 def stored(root: Path, name: str, rows: list, row_type: type, shards: int = 2) -> Stage:
-    with Store(root).writer(name, f"{abs(hash(name)):024x}"[:24], row_type, shards) as writer:
+    with Store(root).writer(name, content_id(name), row_type, shards) as writer:
         for i in range(shards):
             writer.write(i, rows[len(rows) * i // shards : len(rows) * (i + 1) // shards])
         return writer.commit()
@@ -51,7 +52,14 @@ def test_groups_join_all_tables_in_prompt_order(tmp_path: Path, on_disk: bool) -
     # Scores of one pass over both tables of completions come group by group.
     both = scores([c for p in QUESTIONS for t in (BASE, HOT) for c in t if c.prompt_id == p.id], "verifier")
     judged = verdicts_on(BASE)
-    parts = [(QUESTIONS, Prompt), (BASE, Completion), (HOT, Completion), (VOTES, Score), (both, Score), (judged, Verdict)]
+    parts = [
+        (QUESTIONS, Prompt),
+        (BASE, Completion),
+        (HOT, Completion),
+        (VOTES, Score),
+        (both, Score),
+        (judged, Verdict),
+    ]
     if on_disk:
         tables = [stored(tmp_path, f"t{i}", rows, kind) for i, (rows, kind) in enumerate(parts)]
     else:
@@ -78,22 +86,20 @@ def test_prompts_alone_are_groups(tmp_path: Path) -> None:
 
 
 def test_several_scores_per_completion_stay_together() -> None:
-    steps = [
-        Score(completion_id=c.id, scorer="steps", value=1.0, span=(i, i + 1)) for c in BASE for i in range(c.k)
-    ]
+    steps = [Score(completion_id=c.id, scorer="steps", value=1.0, span=(i, i + 1)) for c in BASE for i in range(c.k)]
     groups = list(Groups(prompts=QUESTIONS, completions=(BASE,), scores=(steps,)))
     assert [len(g.scores) for g in groups] == [3] * 6
     assert [s for g in groups for s in g.scores] == steps
 
 
 MISALIGNED = {
-    "shuffled completions": dict(completions=(BASE[3:6] + BASE[:3] + BASE[6:],)),
-    "completions of other prompts": dict(completions=(list(completions(prompts(7)[6:], 1)),)),
-    "interleaved completions": dict(completions=(BASE[::3] + BASE[1::3],)),
-    "scores of other completions": dict(completions=(BASE,), scores=(scores(HOT),)),
-    "shuffled scores": dict(completions=(BASE,), scores=(VOTES[::-1],)),
-    "scores without completions": dict(scores=(VOTES,)),
-    "verdicts on other prompts": dict(completions=(BASE,), verdicts=(verdicts_on(BASE)[::-1],)),
+    "shuffled completions": {"completions": (BASE[3:6] + BASE[:3] + BASE[6:],)},
+    "completions of other prompts": {"completions": (list(completions(prompts(7)[6:], 1)),)},
+    "interleaved completions": {"completions": (BASE[::3] + BASE[1::3],)},
+    "scores of other completions": {"completions": (BASE,), "scores": (scores(HOT),)},
+    "shuffled scores": {"completions": (BASE,), "scores": (VOTES[::-1],)},
+    "scores without completions": {"scores": (VOTES,)},
+    "verdicts on other prompts": {"completions": (BASE,), "verdicts": (verdicts_on(BASE)[::-1],)},
 }
 
 
@@ -101,12 +107,14 @@ MISALIGNED = {
 def test_tables_that_do_not_fit_are_named_before_the_first_group(tmp_path: Path, tables: dict) -> None:
     kinds = {"completions": Completion, "scores": Score, "verdicts": Verdict}
     on_disk = {
-        name: tuple(stored(tmp_path, f"{name}{i}", rows, kinds[name]) for i, rows in enumerate(given))
-        for name, given in tables.items()
+        name: tuple(stored(tmp_path, f"{name}{i}", rows, kinds[name]) for i, rows in enumerate(parts))
+        for name, parts in tables.items()
     }
-    for given in (tables, on_disk):
-        groups = Groups(prompts=QUESTIONS, **given)
-        with pytest.raises(InputError, match="belongs to (prompt|completion) .* does not have at this place; give") as e:
+    for kind in (tables, on_disk):
+        groups = Groups(prompts=QUESTIONS, **kind)
+        with pytest.raises(
+            InputError, match=r"belongs to (prompt|completion) .* does not have at this place; give"
+        ) as e:
             next(iter(groups))
         assert "\n" not in str(e.value)
         with pytest.raises(InputError):
@@ -152,7 +160,10 @@ def test_keys_depend_on_tables_roles_and_part(tmp_path: Path) -> None:
 def test_a_slice_reads_only_its_rows(tmp_path: Path) -> None:
     asked = prompts(400)
     rows = list(completions(asked, 4))
-    with mock.patch("selftaught.store.stage._ROWS_AT_ONCE", 10), mock.patch("selftaught.store.stage._ROWS_PER_GROUP", 20):
+    with (
+        mock.patch("selftaught.store.stage._ROWS_AT_ONCE", 10),
+        mock.patch("selftaught.store.stage._ROWS_PER_GROUP", 20),
+    ):
         groups = Groups(
             prompts=stored(tmp_path, "p", asked, Prompt), completions=(stored(tmp_path, "c", rows, Completion),)
         )

@@ -2,11 +2,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.store.samples import python
 
 from selftaught.errors import InputError
 from selftaught.specs import SFT, ModelSpec, Preference, Sampling
 from selftaught.store.keys import canonical, stage_key
-from tests.store.samples import python
 
 PARAMS = {"sampling": Sampling(k=8, stop=("\n", "é")), "model": ModelSpec(source="m"), "path": Path("a/b"), "x": None}
 GOLDEN = "5ff804af1b575f9a60e8e15d"
@@ -45,7 +45,9 @@ def test_order_of_a_mapping_does_not_count_and_order_of_parents_does() -> None:
 
 
 def test_tuples_and_lists_and_paths_and_texts_are_one() -> None:
-    assert stage_key("f", 1, {"a": (1, 2), "b": Path("x/y")}, (), 0) == stage_key("f", 1, {"a": [1, 2], "b": "x/y"}, [], 0)
+    assert stage_key("f", 1, {"a": (1, 2), "b": Path("x/y")}, (), 0) == stage_key(
+        "f", 1, {"a": [1, 2], "b": "x/y"}, [], 0
+    )
 
 
 def test_dataclasses_with_equal_fields_differ() -> None:

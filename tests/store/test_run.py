@@ -4,10 +4,12 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.store.samples import completions, prompts, python, scores
 
 from selftaught.errors import InputError, RunLocked
+from selftaught.store.groups import Groups
 from selftaught.store.run import RunDirectory
-from tests.store.samples import python
+from selftaught.types import Completion, Prompt, Score, content_id
 
 HOLD = """
 import sys
@@ -42,7 +44,14 @@ def test_ctrl_c_gives_the_lock_back(tmp_path: Path) -> None:
 
 
 def test_the_configuration_comes_back_and_cannot_change(tmp_path: Path) -> None:
-    config = {"lr": 5e-6, "tau": (4, 2.5), "name": "é: [x]", "yes": "yes", "none": None, "inner": {"a": [1, {"b": True}]}}
+    config = {
+        "lr": 5e-6,
+        "tau": (4, 2.5),
+        "name": "é: [x]",
+        "yes": "yes",
+        "none": None,
+        "inner": {"a": [1, {"b": True}]},
+    }
     with RunDirectory(tmp_path) as run:
         run.write_config(config)
         assert run.read_config() == {**config, "tau": [4, 2.5]}
@@ -53,7 +62,7 @@ def test_the_configuration_comes_back_and_cannot_change(tmp_path: Path) -> None:
             run.write_config({**config, "lr": 0.1})
         with pytest.raises(InputError, match="holds a run with new = None, not 1"):
             run.write_config({**config, "new": 1})
-        with pytest.raises(InputError, match="has no YAML form: .*PosixPath"):
+        with pytest.raises(InputError, match=r"has no YAML form: .*PosixPath"):
             run.write_config({"path": Path("x")})
         assert run.read_config()["lr"] == 5e-6
 
@@ -74,9 +83,38 @@ def test_metrics_survive_a_torn_line(tmp_path: Path) -> None:
         assert list(run.read_metrics()) == []
         run.append_metrics({"step": 1, "text": "é\n"})
         with open(tmp_path / "metrics.jsonl", "ab") as file:
-            file.write('{"step": 2, "loss": 0.'.encode())
+            file.write(b'{"step": 2, "loss": 0.')
         run.append_metrics({"step": 2})
         assert list(run.read_metrics()) == [{"step": 1, "text": "é\n"}, {"step": 2}]
+
+
+def test_metrics_are_cleared(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        run.clear_metrics()
+        run.append_metrics({"step": 1})
+        run.clear_metrics()
+        assert list(run.read_metrics()) == []
+
+
+def test_the_next_command_finds_groups_and_selection(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        for read in (run.read_groups, run.read_selection):
+            with pytest.raises(InputError, match=rf"{tmp_path} holds no .*: make them with selftaught"):
+                read()
+        asked = prompts(3)
+        answers = list(completions(asked, 2))
+        tables = []
+        for rows, row_type in ((asked, Prompt), (answers, Completion), (scores(answers), Score)):
+            with run.stages.writer("rows", content_id(row_type.__name__), row_type) as writer:
+                writer.write(0, rows)
+                tables.append(writer.commit())
+        groups = Groups(prompts=tables[0], completions=(tables[1],), scores=(tables[2],))
+        run.write_groups(groups)
+        run.write_state(selection=tables[2].path.name)
+        assert list(run.read_groups()) == list(groups)
+        assert run.read_selection() == tables[2].path
+        with pytest.raises(InputError, match="3 rows in memory cannot be found by the next command"):
+            run.write_groups(Groups(prompts=asked))
 
 
 def test_the_summary_is_whole_json(tmp_path: Path) -> None:
@@ -89,5 +127,8 @@ def test_the_summary_is_whole_json(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="cannot write .*file/run: Not a directory"), RunDirectory(tmp_path / "file" / "run"):
+    with (
+        pytest.raises(InputError, match=r"cannot write .*file/run: Not a directory"),
+        RunDirectory(tmp_path / "file" / "run"),
+    ):
         pass

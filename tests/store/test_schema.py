@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.store.samples import HOSTILE, every_type
 
 from selftaught.errors import InputError
 from selftaught.store.schema import FIELDS, NESTED, from_batch, row_type_named, schema_of, to_table
 from selftaught.store.stage import Store
 from selftaught.types import Completion, Demonstration, Document, Feedback, Pair, Prompt, Score
-from tests.store.samples import HOSTILE, every_type
 
 MANY = [row for text in HOSTILE for row in every_type(text)]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from tests.store.samples import completions, prompts, python
 
 from selftaught.errors import DamagedStage, InputError, RunLocked, SelftaughtError
 from selftaught.specs import Sampling
 from selftaught.store import files
 from selftaught.store.stage import Stage, Store, default_cache, open_stage, stage_key, write_shard
 from selftaught.types import Completion, Document, Prompt, Score
-from tests.store.samples import completions, prompts, python
 
 KEY = "0123456789abcdef01234567"
 
@@ -63,7 +63,7 @@ def test_columns_are_read_without_building_rows(tmp_path: Path) -> None:
         stage = writer.commit()
     with mock.patch("selftaught.store.stage.from_batch", side_effect=AssertionError("built a row")):
         batches = list(stage.columns("id", "token_ids", "k"))
-    ids, tokens, ks = (sum((batch[i] for batch in batches), []) for i in range(3))
+    ids, tokens, ks = ([value for batch in batches for value in batch[i]] for i in range(3))
     assert ids == [row.id for row in asked]
     assert tokens == [row.token_ids for row in asked]
     assert ks == [row.k for row in asked]

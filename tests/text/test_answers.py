@@ -4,6 +4,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.worlds import shared_data
 
 from selftaught.text.answers import (
     MAX_DIGITS,
@@ -16,14 +17,16 @@ from selftaught.text.answers import (
     last_number,
     marked_number,
 )
-from tests.worlds import shared_data
 
 SAME = [
-    ("1/2", "0.5", ".5", r"\frac{1}{2}", r"\frac12", r"\dfrac{1}{2}", "$\\frac{1}{2}$", "½", " 1 / 2 ", "0.50", "50/100"),
-    ("1000", "1,000", "$1000", "1000 dollars", "$1,000.00", "US$1000", "1000 USD", "USD 1000", "1 000", r"1\,000", "1{,}000"),
+    ("1/2", "0.5", ".5", r"\frac{1}{2}", r"\frac12", r"\dfrac{1}{2}", "$\\frac{1}{2}$", "½", " 1 / 2 ", "0.50"),
+    ("1/2", "50/100", "+0.5", "0.5 cups", "1/2 cup", r"\tfrac{5}{10}", "0.5%"),
+    ("1000", "1,000", "$1000", "1000 dollars", "$1,000.00", "US$1000", "1000 USD", "USD 1000", "1 000", r"1\,000"),
+    ("1000", "1{,}000", "1000 €", "Rs. 1,000", "1000."),
     ("1000", "1e3", r"10 \times 10^2", "1 thousand", "1,000 km/h", "1000 miles per hour", r"\boxed{1000}", "**1000**"),
     ("0", "-0", "0.0", "0/5", "+0", "-0.00 dollars", "−0"),
-    ("3", "3.0", "3.", "x = 3", "(3)", "3 apples", "٣", "３", "3.00%", r"3\%", "3°", r"3^\circ", r"3 \text{ cm}^2", "3 cm²"),
+    ("3", "3.0", "3.", "x = 3", "(3)", "3 apples", "٣", "３", "3.00%", r"3\%", "3°", r"3^\circ", "3 cm²"),
+    ("3", r"3 \text{ cm}^2", r"3\text{ apples}", r"\(3\)", r"\left(3\right)", "#3"),
     ("-5", "- 5", "−5", "–5", "-$5", "$-5", "-5.0", r"-\frac{10}{2}", "-5 degrees"),
     ("7/2", "3 1/2", "3½", r"3\frac{1}{2}", "3 and 1/2", "3.5", "٣٫٥"),
     ("1500000", "1.5 million", "1,500,000", "15,00,000", "1.5 million people"),
@@ -40,8 +43,10 @@ def test_equal_answers_share_a_key(forms):
 
 @pytest.mark.parametrize(
     "text",
-    ["5x", "5 m", "2 pi", r"2\pi", "1,2", "1,00", "(1, 2)", "1:30", "1/0", "9**9**9", "5 and 6", "2-3", "1.2.3", "5²", "--5"]
-    + ["1e999", "9" * (MAX_DIGITS + 1), "seven", "5 squared", "5 or more", ""],
+    [
+        *("5x", "5 m", "2 pi", r"2\pi", "1,2", "1,00", "(1, 2)", "1:30", "1/0", "9**9**9", "5 and 6", "2-3", "1.2.3"),
+        *("5²", "--5", "1e999", "9" * (MAX_DIGITS + 1), "seven", "5 squared", "5 or more", ""),
+    ],
 )
 def test_not_a_number(text):
     assert canonical_number(text) is None
@@ -113,8 +118,10 @@ def test_final_answer_prefers_the_box():
 
 @pytest.mark.parametrize(
     ("gold", "answer", "equal"),
-    [("1/2", "1/2", True), ("1/2", "1/3", False), ("7", "seven", False), ("paris", "london", False), ("7", None, False)]
-    + [("x+1", "1+x", None), ("7", "x", None), (None, "7", None), ("a", "b", None)],
+    [
+        *(("1/2", "1/2", True), ("1/2", "1/3", False), ("7", "seven", False), ("paris", "london", False)),
+        *(("7", None, False), ("x+1", "1+x", None), ("7", "x", None), (None, "7", None), ("a", "b", None)),
+    ],
 )
 def test_compare_keys(gold, answer, equal):
     assert compare_keys(gold, answer) is equal
@@ -150,7 +157,24 @@ def test_digits_of_other_scripts(value, digits):
     assert canonical(written) == str(value)
 
 
-HOSTILE = ["####", "\\boxed{", "{", "1", "1,", "\\frac{", " ", "1 ", "#### 1 ", "9**", "((1)/(", "-", "\\", "1.", "\\text{", "٣", "½"]
+HOSTILE = [
+    "####",
+    "\\boxed{",
+    "{",
+    "1",
+    "1,",
+    "\\frac{",
+    " ",
+    "1 ",
+    "#### 1 ",
+    "9**",
+    "((1)/(",
+    "-",
+    "\\",
+    "1.",
+    "\\text{",
+]
+HOSTILE += ["٣", "½", "\\boxed{1}", "}", "²", "$", "\n", "\x00", "a b ", "1e1"]
 
 
 @pytest.mark.parametrize("piece", HOSTILE)

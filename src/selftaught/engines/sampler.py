@@ -97,7 +97,9 @@ class Sampler:
         """
         check_fits(request.id, len(request.prompt), self.model.context)
         if not request.seeds or request.sampling.max_tokens < 1:
-            raise InputError(f"request {request.id} asks for {len(request.seeds)} samples of {request.sampling.max_tokens} tokens: ask for at least one of each")
+            raise InputError(
+                f"request {request.id} asks for {len(request.seeds)} samples of {request.sampling.max_tokens} tokens: ask for at least one of each"
+            )
         self._stops.number(request.sampling.stop)
         self._waiting.append(request)
 
@@ -182,7 +184,9 @@ class Sampler:
 
     def _limit(self, request: Request) -> int:
         # The last token drawn is never fed, so it needs no position.
-        room = request.sampling.max_tokens if self.model.context is None else self.model.context - len(request.prompt) + 1
+        room = (
+            request.sampling.max_tokens if self.model.context is None else self.model.context - len(request.prompt) + 1
+        )
         return min(request.sampling.max_tokens, room)
 
     def _record(self, draw: Draw, tokens: np.ndarray, logprobs: np.ndarray) -> list[Event]:
@@ -251,7 +255,9 @@ class Sampler:
         """Feed what the rows that go on drew."""
         inputs = draw.tokens if draw.next_inputs is None else draw.next_inputs
         if draw.next_inputs is None and (tokens[keep] < 0).any():
-            raise ValueError(f"{type(self.policy).__name__} drew no token for a row and gave no next_inputs to feed instead")
+            raise ValueError(
+                f"{type(self.policy).__name__} drew no token for a row and gave no next_inputs to feed instead"
+            )
         if not keep.all():
             rows = torch.from_numpy(np.flatnonzero(keep))
             self._keep(rows)
@@ -282,7 +288,9 @@ def check_fits(name: str, tokens: int, context: int | None) -> None:
     if tokens == 0:
         raise InputError(f"prompt {name} is empty: give it text, or use a tokenizer that adds a BOS token")
     if context is not None and tokens >= context:
-        raise InputError(f"prompt {name} has {tokens} tokens and the model's context is {context}: shorten it or use a model with a longer context")
+        raise InputError(
+            f"prompt {name} has {tokens} tokens and the model's context is {context}: shorten it or use a model with a longer context"
+        )
 
 
 def generate(
@@ -322,7 +330,10 @@ def generate(
     with tqdm(total=len(prompts) * sampling.k, unit="sample", disable=not shown, leave=False) as bar:
         for index, outputs in _in_order(sampler, requests, sampling.k, bar):
             prompt = prompts[index]
-            yield [_completion(prompt, k, o, stage_key, model_id, fingerprint) for k, o in zip(numbers, outputs, strict=True)]
+            yield [
+                _completion(prompt, k, o, stage_key, model_id, fingerprint)
+                for k, o in zip(numbers, outputs, strict=True)
+            ]
 
 
 def _in_order(sampler: Sampler, requests: deque[Request], k: int, bar: Any) -> Iterator[tuple[int, list[Output]]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from selftaught.evals.metrics import PerProblem
+from selftaught.plan import Work
 from selftaught.specs import ModelSpec
 from selftaught.types import Report
 
@@ -48,7 +49,8 @@ class Method:
     """A published method.
 
     `config` is its frozen configuration class, `run(cfg, lab)` follows the paper's algorithm, `equations` maps a
-    label of the paper to the function that implements it, `claims` are what a run of several arms can show.
+    label of the paper to the function that implements it, `plan` lists the
+    work of a configuration, `claims` are what a run of several arms can show.
     """
 
     name: str
@@ -58,4 +60,5 @@ class Method:
     config: type
     run: Callable[[Any, "Lab"], Outcome]
     equations: dict[str, str]
+    plan: Callable[[Any], list[Work]]
     claims: tuple[Claim, ...] = ()

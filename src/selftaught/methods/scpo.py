@@ -5,11 +5,11 @@ response, and the vote margin weighs a DPO + NLL loss. No gold answer is used. F
 
     1. M_t writes new problems after a few unanswered ones;
     2. M_t samples k responses y_1 .. y_k for every problem;
-    3. V(y) = number of responses with the answer of y                                              (Eq. 1)
+    3. V(y) = number of responses with the answer of y;
     4. problems with max V < tau_t are dropped;
-    5. y+ = argmax V, y- = argmin V, w = (V(y+) - V(y-)) / k                                        (Eq. 2)
+    5. y+ = argmax V, y- = argmin V, w = (V(y+) - V(y-)) / k;
     6. M_{t+1} minimises  - w log sigmoid(beta [log M/M_t (y+) - log M/M_t (y-)])
-                          - alpha w / |y+| log M(y+)                                                (Eq. 3)
+                          - alpha w / |y+| log M(y+)
        from M_t, which is also the reference.
 
 The paper's other rows are settings of the same loop (`ARMS`): gold answers and w = 1 make it IRPO, the NLL term
@@ -24,8 +24,7 @@ Departures, and choices where the paper is silent:
 - `fresh_problems` gives every round problems of its own; the paper uses the same ones in every round.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -33,6 +32,7 @@ from selftaught.errors import InputError
 from selftaught.evals.evaluate import evaluate_samples
 from selftaught.evals.metrics import ordering_quality, pair_margin
 from selftaught.methods.method import Claim, Method, Outcome
+from selftaught.plan import PROMPT_TOKENS, Work
 from selftaught.scorers.noisy_reward import NoisyReward
 from selftaught.scorers.verifier import Verifier
 from selftaught.scorers.votes import Votes
@@ -46,10 +46,11 @@ from selftaught.select.pairs import (
 )
 from selftaught.specs import SFT, Evaluation, ModelSpec, ObjectiveSpec, Preference, Sampling, SeedModel, Training
 from selftaught.store.groups import Groups
+from selftaught.store.stage import Stage
 from selftaught.tasks import load_task
+from selftaught.tasks.generated import fresh_prompts
 from selftaught.tasks.task import Task, TaskSpec
-from selftaught.text.dedup import find_duplicates
-from selftaught.types import Demonstration, Group, Pair, Prompt, Report
+from selftaught.types import Demonstration, Pair, Prompt, Report
 
 if TYPE_CHECKING:
     from selftaught.lab import Lab
@@ -61,7 +62,7 @@ class Config:
 
     task: TaskSpec
     model: ModelSpec | None = None
-    seed_model: SeedModel | None = None
+    seed_model: SeedModel = field(default_factory=SeedModel)
     problem_model: ModelSpec | None = None
     arms: tuple[str, ...] = ("scpo",)
     rounds: int = 2
@@ -130,11 +131,12 @@ def train_round(cfg: Config, lab: "Lab", task: Task, model: ModelSpec, t: int) -
     """Turn M_t into M_{t+1}."""
     k = cfg.sampling.k
     start = t * (cfg.problems or 0) if cfg.fresh_problems else 0
+    sampling = replace(cfg.sampling, stop=(*cfg.sampling.stop, *task.stop))
     problems = task.train(cfg.problems, seed=lab.seed, start=start)
     problems += new_problems(cfg, lab, task, cfg.problem_model or model, problems)  # step 1
-    groups = lab.generate(model, problems, cfg.sampling)  # step 2
+    groups = lab.generate(model, problems, sampling)  # step 2
     if cfg.hot and t + 1 >= cfg.hot_from_round:
-        groups = groups.extended(lab.generate(model, problems, cfg.hot, first_k=k))
+        groups = lab.generate(model, groups, replace(cfg.hot, stop=sampling.stop), first_k=k)
     groups = lab.score(groups, Votes(task=task, k=k))  # step 3
     groups = lab.score(groups, Verifier(task=task))  # for measures, and for labels where the arm has them
     if cfg.labels == "noisy_reward":
@@ -152,25 +154,7 @@ def new_problems(cfg: Config, lab: "Lab", task: Task, model: ModelSpec, known: S
         return []
     asked = task.problem_prompts(known, cfg.new_problems, seed=lab.seed)
     written = lab.generate(model, asked, cfg.problem_sampling)
-    return list(lab.stage("problems", Prompt, read_problems, written, task=task, known=[p.text for p in known]))
-
-
-def read_problems(
-    written: Iterable[Group], counts: Counter[str], *, task: Task, known: Sequence[str]
-) -> Iterator[Prompt]:
-    """Yield the problems that completions state and that repeat neither a known problem nor each other."""
-    prompts = []
-    for completion in (c for group in written for c in group.completions):
-        prompt = task.parse_problem(completion.text) if completion.finish == "stop" else None
-        if prompt is None:
-            counts["dropped: states no problem"] += 1
-        else:
-            prompts.append(replace(prompt, parents=(completion.id,)))
-    for prompt, status in zip(prompts, find_duplicates([p.text for p in prompts], known, task.near_duplicate), strict=True):
-        if status == "kept":
-            yield prompt
-        else:
-            counts[f"dropped: {status}"] += 1
+    return list(lab.stage("problems", Prompt, fresh_prompts, written, lab.table(known), task=task))
 
 
 def selection(cfg: Config, t: int, seed: int) -> tuple[type, Selector]:
@@ -190,13 +174,13 @@ def selection(cfg: Config, t: int, seed: int) -> tuple[type, Selector]:
 
 
 def objective(cfg: Config) -> ObjectiveSpec:
-    """Return Eq. 3, or its NLL term alone."""
+    """Return the loss of step 6, or its NLL term alone."""
     if cfg.objective == "nll":
         return SFT(per_sequence=True)
     return Preference(beta=cfg.beta, nll_alpha=cfg.nll_alpha, weight_normalize=cfg.weight_normalize)
 
 
-def measure_round(lab: "Lab", groups: Groups, examples: Iterable, k: int) -> None:
+def measure_round(lab: "Lab", groups: Groups, examples: Stage, k: int) -> None:
     """Note vote share (Figure 2), order against gold (Figure 3), Somers' D (Table 7) and the pairs' accuracy margin."""
     reports, _ = evaluate_samples(groups, k)
     for report in reports:
@@ -218,6 +202,36 @@ def _check_seed_model(lab: "Lab", reports: Mapping[str, Report], k: int) -> None
         )
 
 
+def plan(cfg: Config) -> list[Work]:
+    """List the work of every arm and round, all problems kept."""
+    shared = [_evaluation("seed model: evaluation", cfg)]
+    return shared + [work for arm in cfg.arms for t in range(cfg.rounds) for work in _round(arm_settings(cfg, arm), arm, t)]
+
+
+def _round(cfg: Config, arm: str, t: int) -> list[Work]:
+    label, k, tokens = f"{arm} {t + 1}", cfg.sampling.k, cfg.sampling.max_tokens
+    samples = k + (cfg.hot.k if cfg.hot and t + 1 >= cfg.hot_from_round else 0)
+    problems = (cfg.problems or 0) + cfg.new_problems
+    sides = 1 if cfg.objective == "nll" else 2
+    seen = problems * (PROMPT_TOKENS + sides * tokens)
+    written = cfg.new_problems * (5 * PROMPT_TOKENS + cfg.problem_sampling.max_tokens)
+    dev = int(cfg.training.epochs) * cfg.dev_problems
+    return [
+        Work(name=f"{label}: new problems", rows=cfg.new_problems, tokens=written, passes=2),
+        Work(name=f"{label}: samples", rows=problems * samples, tokens=problems * (PROMPT_TOKENS + samples * tokens), passes=2),
+        Work(name=f"{label}: reference", rows=problems, tokens=seen, passes=2),
+        Work(name=f"{label}: training", rows=problems, tokens=int(seen * cfg.training.epochs), passes=6),
+        Work(name=f"{label}: choice of epoch", rows=dev, tokens=dev * (PROMPT_TOKENS + tokens), passes=2),
+        _evaluation(f"{label}: evaluation", cfg),
+    ]
+
+
+def _evaluation(name: str, cfg: Config) -> Work:
+    problems, samples = cfg.evaluation.problems or 0, 1 + cfg.evaluation.k
+    tokens = problems * (PROMPT_TOKENS + samples * cfg.evaluation.max_tokens)
+    return Work(name=name, rows=problems * samples, tokens=tokens, passes=2)
+
+
 METHOD = Method(
     name="scpo",
     title="Self-Consistency Preference Optimization",
@@ -225,10 +239,11 @@ METHOD = Method(
     claim="preferring the majority answer over the least voted one, weighted by the margin, nearly equals gold labels",
     config=Config,
     run=run,
+    plan=plan,
     equations={
-        "Eq. 1 (votes)": "selftaught.select.votes:count_votes",
-        "Eq. 2 (pairs, weights)": "selftaught.select.pairs:ConsistencyPairs",
-        "Eq. 3 (loss)": "selftaught.functional.preference:dpo",
+        "votes": "selftaught.select.votes:count_votes",
+        "pairs and weights": "selftaught.select.pairs:ConsistencyPairs",
+        "loss": "selftaught.functional.preference:dpo",
     },
     claims=(
         Claim(text="ScPO beats the seed model", arm="scpo", baseline="seed_model", metric="accuracy"),
@@ -241,7 +256,9 @@ METHOD = Method(
             gold="irpo_gold",
             share=0.7,
         ),
-        Claim(text="ScPO beats IRPO with a noisy reward model", arm="scpo", baseline="irpo_noisy_rm", metric="accuracy"),
+        Claim(
+            text="ScPO beats IRPO with a noisy reward model", arm="scpo", baseline="irpo_noisy_rm", metric="accuracy"
+        ),
         Claim(text="weighted ScPO beats unweighted", arm="scpo", baseline="scpo_unweighted", metric="accuracy"),
     ),
 )

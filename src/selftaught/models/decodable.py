@@ -76,7 +76,9 @@ class TransformersDecodable:
 
     def __init__(self, model: PreTrainedModel, slots: int, *, share: bool = True, own_attention: bool = True) -> None:
         if slots < 8:
-            raise InputError(f"slots is {slots}: use at least 8, below that a row's numbers depend on how many run beside it")
+            raise InputError(
+                f"slots is {slots}: use at least 8, below that a row's numbers depend on how many run beside it"
+            )
         self.model = model
         self.slots = slots
         self.own_attention = own_attention

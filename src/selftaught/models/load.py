@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from selftaught.errors import InputError
 from selftaught.specs import ModelSpec
@@ -25,12 +26,16 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
         raise InputError(_unusable(spec, "tokenizer", error)) from None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise InputError(f"the tokenizer of {spec.source} has neither a pad nor an EOS token: set tokenizer.eos_token and save it again")
+            raise InputError(
+                f"the tokenizer of {spec.source} has neither a pad nor an EOS token: set tokenizer.eos_token and save it again"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load_model(spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_model(
+    spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> PreTrainedModel:
     """Return the causal language model of `spec` on `device`, in eval mode, its adapter applied.
 
     `dtype` overrides `spec.dtype`; "auto" keeps the dtype the weights were saved in.
@@ -38,6 +43,7 @@ def load_model(spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: to
     Raises:
         InputError: nothing can be opened there, or it is not a causal language model.
     """
+    quiet_loading()
     wanted = dtype or ("auto" if spec.dtype == "auto" else getattr(torch, spec.dtype))
     try:
         model = AutoModelForCausalLM.from_pretrained(_source(spec), dtype=wanted, **_hub_arguments(spec))
@@ -50,12 +56,24 @@ def load_model(spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: to
     return model.to(device).eval()
 
 
+def quiet_loading() -> None:
+    """Switch off transformers' bars for loading and writing weights; downloads keep theirs."""
+    transformers_logging.disable_progress_bar()
+
+
 def load_config(spec: ModelSpec):
     """Return the transformers configuration of `spec` without its weights."""
     try:
         return AutoConfig.from_pretrained(_source(spec), **_hub_arguments(spec))
     except (OSError, ValueError) as error:
         raise InputError(_unusable(spec, "configuration", error)) from None
+
+
+def count_parameters(spec: ModelSpec) -> int:
+    """Return the number of parameters of `spec`, read from its configuration without loading weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config(spec), trust_remote_code=spec.trust_remote_code)
+    return sum(p.numel() for p in model.parameters())
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -108,7 +126,9 @@ def _source(spec: ModelSpec) -> str:
     path = Path(spec.source).expanduser()
     looks_local = spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1
     if looks_local and not path.is_dir():
-        raise InputError(f"model directory {spec.source} does not exist: pass a directory that holds config.json, or a Hub id")
+        raise InputError(
+            f"model directory {spec.source} does not exist: pass a directory that holds config.json, or a Hub id"
+        )
     return str(path) if path.is_dir() else spec.source
 
 

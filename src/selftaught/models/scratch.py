@@ -16,7 +16,9 @@ PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
 def build_scratch(*, scratch: Scratch, examples: Path, out: Path, seed: int) -> None:
     """Fill `out` with a tokenizer trained on a stage of demonstrations and a model with weights drawn from `seed`."""
-    texts = [text for batch in open_stage(examples).columns("prompt", "completion") for column in batch for text in column]
+    texts = [
+        text for batch in open_stage(examples).columns("prompt", "completion") for column in batch for text in column
+    ]
     tokenizer = train_tokenizer(scratch, texts)
     scratch_model(scratch, tokenizer, seed).save_pretrained(out)
     tokenizer.save_pretrained(out)

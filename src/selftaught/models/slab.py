@@ -258,7 +258,9 @@ class Slab:
         result = np.empty(len(slot), np.int64)
         for block in np.unique(blocks):
             where = np.flatnonzero(blocks == block)
-            result[where] = self._spread(int(self.block_owner[block]), slot[where], lambda new, b=block: self._copy_block(b, new))
+            result[where] = self._spread(
+                int(self.block_owner[block]), slot[where], lambda new, b=block: self._copy_block(b, new)
+            )
         return result
 
     def _lanes_for(self, prompt: ParkedPrompt, slot: np.ndarray) -> np.ndarray:
@@ -271,7 +273,9 @@ class Slab:
 
     def _spread(self, owner: int, slot: np.ndarray, fill: Callable[[list[int]], None]) -> np.ndarray:
         """Put rows into vacant lanes of the owner's blocks, then into new blocks, which `fill` writes."""
-        vacant = [(b, i) for b in np.flatnonzero(self.block_owner == owner) for i in np.flatnonzero(self.lane_slot[b] < 0)]
+        vacant = [
+            (b, i) for b in np.flatnonzero(self.block_owner == owner) for i in np.flatnonzero(self.lane_slot[b] < 0)
+        ]
         new = self._take_blocks(-(-max(0, len(slot) - len(vacant)) // self.lanes), owner)
         if new:
             fill(new)

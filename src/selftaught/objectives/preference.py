@@ -12,7 +12,14 @@ from selftaught.specs import Preference
 
 
 _LOSSES = ("preference_loss", "nll_loss")
-_REPORTED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
+_REPORTED = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+)
 
 
 @dataclass(frozen=True)

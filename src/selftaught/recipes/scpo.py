@@ -16,6 +16,7 @@ def paper() -> Config:
         model=ModelSpec(source="meta-llama/Meta-Llama-3-8B", dtype="bfloat16"),
         problem_model=ModelSpec(source="meta-llama/Meta-Llama-3-8B-Instruct", dtype="bfloat16", template="chat"),
         rounds=2,
+        problems=6673,
         new_problems=7000,
         sampling=Sampling(k=8, temperature=0.7, top_p=0.9, max_tokens=512),
         hot=Sampling(k=8, temperature=1.2, top_p=0.9, max_tokens=512),
@@ -34,7 +35,21 @@ def paper() -> Config:
             activation_checkpointing=True,
         ),
         dev_problems=800,
-        evaluation=Evaluation(problems=None, k=8, temperature=0.7, top_p=0.9, max_tokens=512),
+        evaluation=Evaluation(problems=1319, k=8, temperature=0.7, top_p=0.9, max_tokens=512),
+    )
+
+
+def own() -> Config:
+    """The paper's settings for a model and data of your own: no generated problems, one process, plain fine-tuning."""
+    config = paper()
+    return replace(
+        config,
+        model=None,
+        problem_model=None,
+        problems=None,
+        new_problems=0,
+        training=replace(config.training, strategy="ddp", precision="auto", activation_checkpointing=False),
+        dev_problems=0,
     )
 
 
@@ -43,7 +58,15 @@ def small() -> Config:
     return Config(
         task=TaskSpec(name="chains", options={"answer_only": 0.6}),
         seed_model=SeedModel(
-            scratch=Scratch(layers=4, width=128, heads=4, tokenizer="pattern", pattern=STEP_PATTERN, rope_theta=1000.0, init_std=0.06),
+            scratch=Scratch(
+                layers=4,
+                width=128,
+                heads=4,
+                tokenizer="pattern",
+                pattern=STEP_PATTERN,
+                rope_theta=1000.0,
+                init_std=0.06,
+            ),
             demonstrations=12_000,
             training=Training(lr=2e-3, epochs=3, batch_size=64, weight_decay=0.1, warmup_ratio=0.1),
         ),
@@ -79,4 +102,4 @@ def smoke() -> Config:
     )
 
 
-RECIPES = {"paper": paper, "small": small, "smoke": smoke}
+RECIPES = {"paper": paper, "own": own, "small": small, "smoke": smoke}

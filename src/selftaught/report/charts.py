@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from selftaught.report.figures import plain, signed
+from selftaught.report.figures import plain
 from selftaught.report.reading import Point
 
 COLOURS = 8
@@ -69,20 +69,21 @@ def line_chart(
     return _svg(title, parts, WIDTH, HEIGHT)
 
 
-def interval_bar(label: str, low: float, mean: float, high: float, limits: tuple[float, float], metric: str) -> Markup:
-    """Return a mean with its interval on a small axis from `limits`, with a mark at zero: one row of a forest plot."""
+def interval_bar(
+    title: str, low: float, mean: float, high: float, *, limits: tuple[float, float], mark: float
+) -> Markup:
+    """Return a mean with its interval on a small axis of `limits`, with a dotted `mark`: one row of a forest plot."""
     width, height = 220, 28
 
     def across(value: float) -> float:
         return 8 + (width - 16) * _fraction(value, limits)
 
     parts = [
-        _tag("line", class_="zero", x1=across(0), x2=across(0), y1=2, y2=height - 2),
+        _tag("line", class_="mark", x1=across(mark), x2=across(mark), y1=2, y2=height - 2),
         _tag("line", class_="whisker", x1=across(low), x2=across(high), y1=height / 2, y2=height / 2),
         *(_tag("line", class_="whisker", x1=across(v), x2=across(v), y1=9, y2=height - 9) for v in (low, high)),
         _tag("circle", class_="mean", cx=across(mean), cy=height / 2, r=4.5),
     ]
-    title = f"{label}: {signed(metric, mean)}, 95% interval from {signed(metric, low)} to {signed(metric, high)}"
     return _svg(title, parts, width, height)
 
 

@@ -19,8 +19,9 @@ def is_share(metric: str) -> bool:
 
 def heading(metric: str) -> str:
     """Return a metric's column heading, with its unit where it is written in percent."""
-    name = metric.replace("_", " ")
-    return f"{name} (%)" if is_share(metric) else name
+    name = metric.removeprefix("train/").replace("_", " ")
+    unit = " (%)" if is_share(metric) else ""
+    return f"{name}{unit}, training samples" if metric.startswith("train/") else f"{name}{unit}"
 
 
 def scaled(metric: str, value: float) -> float:
@@ -60,13 +61,23 @@ def with_error(metric: str, cell: Mapping[str, Any] | None) -> str:
     return f"{text} ± {figure(metric, error)}" if is_number(error) else text
 
 
+def estimate(claim: Mapping[str, Any]) -> str:
+    """Return a claim's difference in the unit of its metric, or its share of another arm's gain in percent."""
+    return _estimated(claim, claim.get("ratio", claim.get("difference")))
+
+
 def interval(claim: Mapping[str, Any]) -> str:
-    """Return a claim's 95% interval as text in the unit of its metric, "" where there is none."""
+    """Return a claim's 95% interval as text in the unit of `estimate`, "" where there is none."""
     ends = claim.get("ci95")
     if not isinstance(ends, (list, tuple)) or len(ends) != 2:
         return ""
-    metric = str(claim.get("metric", ""))
-    return f"[{signed(metric, ends[0])}, {signed(metric, ends[1])}]"
+    return f"[{_estimated(claim, ends[0])}, {_estimated(claim, ends[1])}]"
+
+
+def _estimated(claim: Mapping[str, Any], value: Any) -> str:
+    if "ratio" not in claim:
+        return signed(str(claim.get("metric", "")), value)
+    return f"{100 * value:.0f}%" if is_number(value) else "n/a"
 
 
 def verdict(claim: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ def render(run: Run) -> str:
         legend=_colours(run),
         rounds=list(_round_charts(run)),
         training=list(_training_charts(run)),
+        measurements=run.measurements,
         stages=_stage_table(run.stages),
         groups=len(browsed.groups),
         data=script_json({"groups": browsed.groups}),
@@ -113,7 +114,7 @@ def _colours(run: Run) -> dict[str, int]:
 def _results(run: Run) -> dict[str, Any]:
     arms, colours = run.arms, _colours(run)
     metrics = figures.metrics_of(arms)
-    best = {m: max(_means(arms, m).values(), default=None) for m in metrics if m.startswith("accuracy")}
+    best = {m: _best(_means(arms, m).values()) for m in metrics if m.startswith("accuracy")}
     rows = []
     for arm, cells in arms.items():
         row = [{"cell": cells.get(m), "metric": m, "best": _is_best(cells.get(m), best.get(m))} for m in metrics]
@@ -125,6 +126,10 @@ def _results(run: Run) -> dict[str, Any]:
 def _means(arms: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, float]:
     means = ((arm, (cells.get(metric) or {}).get("mean")) for arm, cells in arms.items())
     return {arm: float(mean) for arm, mean in means if figures.is_number(mean)}
+
+
+def _best(means: Collection[float]) -> float | None:
+    return max(means) if len(set(means)) > 1 else None
 
 
 def _is_best(cell: Mapping[str, Any] | None, best: float | None) -> bool:
@@ -144,15 +149,23 @@ def _final_chart(arms: Mapping[str, Mapping[str, Any]], metric: str, colours: Ma
 def _claims(run: Run) -> Iterator[dict[str, Any]]:
     claims = (run.summary or {}).get("claims", [])
     for claim in claims:
-        metric = str(claim.get("metric", ""))
-        same = [c for c in claims if figures.is_share(str(c.get("metric", ""))) == figures.is_share(metric)]
-        ends = [v for c in same for v in (*(c.get("ci95") or ()), c.get("difference")) if figures.is_number(v)]
-        whole = [*(claim.get("ci95") or ()), claim.get("difference")]
+        alike = [_span(c) for c in claims if ("ratio" in c) == ("ratio" in claim)]
+        mark = float(claim.get("share") or 0.0)
+        ends = [mark, 0.0, *(value for span in alike for value in span)]
+        title = f"{claim.get('text', '')}: {figures.estimate(claim)}, 95% interval {figures.interval(claim)}"
         bar = Markup("")
-        if len(whole) == 3 and all(figures.is_number(v) for v in whole):
-            limits = (min([0.0, *ends]), max([0.0, *ends]))
-            bar = charts.interval_bar(str(claim.get("text", "")), whole[0], whole[2], whole[1], limits, metric)
-        yield {"text": "", "over": "", "difference": None, **claim, "metric": metric, "bar": bar}
+        if span := _span(claim):
+            bar = charts.interval_bar(title, *span, limits=(min(ends), max(ends)), mark=mark)
+        kind = f"share of the gain of {claim.get('gold')}" if "ratio" in claim else "difference"
+        yield {"text": "", "over": "", "metric": "", **claim, "kind": kind, "bar": bar, "figures": claim}
+
+
+def _span(claim: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return a claim's lower end, estimate and upper end, or nothing where one is unknown."""
+    low, high = claim.get("ci95") or (None, None)
+    span = (low, claim.get("ratio", claim.get("difference")), high)
+    known = tuple(value for value in span if figures.is_number(value))
+    return known if len(known) == len(span) else ()
 
 
 def _per_seed(run: Run) -> dict[str, Any] | None:
@@ -199,7 +212,7 @@ def _training_charts(run: Run) -> Iterator[dict[str, Any]]:
         for seed_model in (True, False):
             lines = [
                 Line(
-                    label=arm if number is None else f"{arm}, round {number}",
+                    label=f"{arm}, round {number}" if number else arm,
                     points=points,
                     colour=colours.get(arm, COLOURS - 1),
                     dash=max(0, (number or 1) - 1),
@@ -216,8 +229,10 @@ def _training_charts(run: Run) -> Iterator[dict[str, Any]]:
 def _stage_table(stages: Sequence[StageLine]) -> dict[str, list[dict[str, Any]]]:
     table: dict[str, list[dict[str, Any]]] = {}
     for stage in stages:
-        kept = [(name, n) for name, n in stage.counts.items() if name.startswith("kept")]
-        rest = [(name, n) for name, n in stage.counts.items() if not name.startswith("kept")]
-        bar = charts.share_bar([*kept, *rest]) if stage.verb == "select" and kept and rest else Markup("")
-        table.setdefault(stage.label, []).append({"stage": stage, "counts": [*kept, *rest], "bar": bar})
+        counts = dict(stage.counts)
+        # what a scorer could not score is among its rows; what other steps count is missing from theirs
+        if counts and stage.verb != "score":
+            counts = {"kept": stage.rows or 0, **counts}
+        bar = charts.share_bar(list(counts.items())) if "kept" in counts else Markup("")
+        table.setdefault(stage.label, []).append({"stage": stage, "counts": counts.items(), "bar": bar})
     return table

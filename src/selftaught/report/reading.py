@@ -42,8 +42,19 @@ class StageLine:
     @property
     def label(self) -> str:
         """The arm and round, for people."""
-        arm = self.arm or "shared"
-        return arm if self.round is None else f"{arm}, round {self.round}"
+        return _label(self.arm or "shared", self.round)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurements:
+    """Named values by arm and round."""
+
+    rows: tuple[tuple[str, Mapping[str, float]], ...]
+
+    @property
+    def names(self) -> list[str]:
+        """All names, in the order of first appearance."""
+        return list(dict.fromkeys(name for _, values in self.rows for name in values))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +80,8 @@ class Run:
             return {arm: dict(cells) for arm, cells in self.summary.get("arms", {}).items()}
         arms: dict[str, dict[str, dict[str, Any]]] = {}
         for event in self._of_kind("report"):
+            if "/" in str(event.get("name")):
+                continue  # measured on training samples
             cell = {key: event.get(key) for key in ("mean", "stderr", "n")}
             arms.setdefault(_arm_name(event), {})[str(event.get("name"))] = cell
         return arms
@@ -81,7 +94,19 @@ class Run:
             line = _stage_line(event)
             key = (line.arm, line.round, line.verb, line.name)
             lines[key] = _merged(lines.get(key), line)
-        return list(lines.values())
+        names = {line.name.rpartition("-")[2]: line.name for line in lines.values()}
+        return [replace(line, inputs=tuple(names.get(key, key) for key in line.inputs)) for line in lines.values()]
+
+    @property
+    def measurements(self) -> dict[str, Measurements]:
+        """What a method measured on the way: a table for each kind of event other than stage, train and report."""
+        tables: dict[str, dict[str, dict[str, float]]] = {}
+        for event in self.events:
+            kind = str(event.get("event"))
+            if kind not in ("stage", "train", "report"):
+                values = {k: v for k, v in event.items() if k != "round" and is_number(v)}
+                tables.setdefault(kind, {})[_label(_arm_name(event), event.get("round"))] = values
+        return {kind: Measurements(rows=tuple(rows.items())) for kind, rows in tables.items()}
 
     def rounds(self, metric: str) -> dict[str, list[Point]]:
         """Return arm -> its curve of `metric`; x counts the rounds of training, 0 is the seed model."""
@@ -171,9 +196,13 @@ def _arm_name(event: Event) -> str:
     return str(event.get("arm") or "seed_model")
 
 
+def _label(arm: str, number: int | None) -> str:
+    return f"{arm}, round {number}" if number else arm
+
+
 def _stage_line(event: Event) -> StageLine:
     counts = event.get("counts") or {}
-    groups = event.get("groups") or {}
+    groups = event.get("groups")
     return StageLine(
         arm=str(event.get("arm") or ""),
         round=event.get("round"),
@@ -183,9 +212,19 @@ def _stage_line(event: Event) -> StageLine:
         seconds=event.get("seconds"),
         cached=bool(event.get("cached")),
         counts={str(k): v for k, v in counts.items() if is_number(v)},
-        inputs=tuple(str(name) for name in event.get("inputs") or ()),
-        groups=groups if isinstance(groups, dict) else {},
+        inputs=tuple(_input_names(event)),
+        groups=groups if isinstance(groups, dict) and groups.get("prompts") else {},
     )
+
+
+def _input_names(event: Event) -> Iterator[str]:
+    """Yield the stages that a stage was made of; of groups, their tables."""
+    groups = event.get("groups")
+    if not isinstance(groups, dict):
+        yield from map(str, event.get("inputs") or ())
+        return
+    for names in groups.values():
+        yield from [names] if isinstance(names, str) else names
 
 
 def _merged(earlier: StageLine | None, later: StageLine) -> StageLine:

@@ -29,7 +29,7 @@ def reproduction_table(result: Mapping[str, Any]) -> str:
     rows = [[f"`{arm}`", *(figures.with_error(m, cells.get(m)) for m in metrics)] for arm, cells in arms.items()]
     parts = [markdown_table(["arm", *map(figures.heading, metrics)], rows, right=range(1, len(metrics) + 1))]
     if claims := result.get("claims"):
-        heads = ["claim", "metric", "difference", "95% interval", "over", "verdict"]
+        heads = ["claim", "metric", "difference or share", "95% interval", "over", "verdict"]
         parts.append(markdown_table(heads, [_claim_row(claim) for claim in claims], right=(2, 3)))
     parts.append(_origin(result))
     return "\n\n".join(parts)
@@ -145,10 +145,16 @@ def _load(file: Path) -> dict[str, Any]:
 
 def _claim_row(claim: Mapping[str, Any]) -> list[str]:
     metric = str(claim.get("metric", ""))
-    difference = figures.signed(metric, claim.get("difference"))
-    verdict = figures.verdict(claim)
     over = str(claim.get("over", ""))
-    return [str(claim.get("text", "")), figures.heading(metric), difference, figures.interval(claim), over, verdict]
+    verdict = figures.verdict(claim)
+    return [
+        str(claim.get("text", "")),
+        figures.heading(metric),
+        figures.estimate(claim),
+        figures.interval(claim),
+        over,
+        verdict,
+    ]
 
 
 def _case_row(case: Mapping[str, Any]) -> list[str]:

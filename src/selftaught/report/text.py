@@ -62,7 +62,7 @@ def _summary_lines(summary: Mapping[str, Any], width: int) -> Iterator[str]:
     claims = summary.get("claims") or []
     if claims:
         yield ""
-        yield "Claims (difference, 95% interval)"
+        yield "Claims (difference or share of a gain, 95% interval)"
         yield from columns([_claim_row(claim) for claim in claims])
 
 
@@ -85,9 +85,8 @@ def _arm_lines(arms: Mapping[str, Mapping[str, Any]], width: int) -> Iterator[st
 
 
 def _claim_row(claim: Mapping[str, Any]) -> list[str]:
-    metric = str(claim.get("metric", ""))
     over = f"over {claim['over']}" if claim.get("over") else ""
-    evidence = f"{figures.signed(metric, claim.get('difference'))} {figures.interval(claim)} {over}".strip()
+    evidence = f"{figures.estimate(claim)} {figures.interval(claim)} {over}".strip()
     return [f"  [{figures.verdict(claim)}]", str(claim.get("text", "")), evidence]
 
 
@@ -97,7 +96,7 @@ def _stage_lines(run: Run) -> list[str]:
     rows = [["arm and round", "step", "rows", "time", "stage"]]
     for stage in run.stages:
         rows_text = "" if stage.rows is None else figures.plain(stage.rows)
-        time = "cached" if stage.cached else figures.duration(stage.seconds)
+        time = figures.duration(stage.seconds) + (" (cached)" if stage.cached else "")
         rows.append([stage.label, stage.verb, rows_text, time, stage.name])
     return columns(rows, frozenset({2, 3}))
 
@@ -114,6 +113,6 @@ def _training_line(run: Run) -> str:
     if last is None:
         return ""
     where = [str(last.get("arm") or "seed_model")] + ([f"round {last['round']}"] if last.get("round") else [])
-    names = [n for n in ("loss", "rewards/margins", "lr") if figures.is_number(last.get(n))]
+    names = [n for n in ("loss", "rewards/margins", "learning_rate") if figures.is_number(last.get(n))]
     values = ", ".join(f"{name} {figures.plain(last[name])}" for name in names)
     return f"last training step: {', '.join(where)}, step {last.get('step', '?')}: {values}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from selftaught import methods
 from selftaught.errors import InputError
-from selftaught.evals.intervals import Interval, paired_t, ratio_of_means
+from selftaught.evals.intervals import paired_t, ratio_of_means
 from selftaught.methods.method import Claim, Method
 from selftaught.runs import claim_row, run_method
 from selftaught.store.files import make_directory, write_json
@@ -71,7 +71,10 @@ def combine(method: Method, reproduction: Reproduction, summaries: Sequence[Mapp
         "wall_seconds_per_seed": [summary["wall_seconds"] for summary in summaries],
         "arms": {arm: {m: _over_seeds(arm, m, summaries) for m in reproduction.metrics} for arm in arms},
         "claims": [_claim(claim, per_seed) for claim in method.claims],
-        "per_seed": {seed: {arm: {m: values[arm][m] for m in reproduction.metrics} for arm in arms} for seed, values in per_seed.items()},
+        "per_seed": {
+            seed: {arm: {m: values[arm][m] for m in reproduction.metrics} for arm in arms}
+            for seed, values in per_seed.items()
+        },
         "rounds": {arm: _mean_rounds([s["rounds"][arm] for s in summaries]) for arm in arms},
         "tried": reproduction.tried,
         "versions": summaries[0]["versions"],
@@ -103,5 +106,5 @@ def _claim(claim: Claim, per_seed: Mapping[str, Mapping[str, Mapping[str, float]
     gains, gold_gains = (
         [a - b for a, b in zip(values(arm), values(claim.baseline), strict=True)] for arm in (claim.arm, claim.gold)
     )
-    interval: Interval = ratio_of_means(gains, gold_gains)
-    return claim_row(claim, interval, interval.estimate >= claim.share)
+    ratio = ratio_of_means(gains, gold_gains)
+    return claim_row(claim, ratio, ratio.estimate >= claim.share)

@@ -90,8 +90,10 @@ class Equivalence:
         """Return the child's next line, None where it does not come in time or the child has died."""
         end, received = time.monotonic() + seconds, b""
         stream = child.stdout.fileno()  # type: ignore[union-attr]
+        poller = select.poll()
+        poller.register(stream, select.POLLIN | select.POLLHUP)
         while not received.endswith(b"\n"):
-            if not select.select([stream], [], [], max(0.0, end - time.monotonic()))[0]:
+            if not poller.poll(max(0.0, end - time.monotonic()) * 1000):
                 return None
             part = os.read(stream, 4096)
             if not part:

@@ -10,7 +10,6 @@ from typing import Any, TypeVar, get_args
 
 from selftaught.errors import InputError
 from selftaught.store.manifest import MANIFEST
-from selftaught.store.stage import open_stage
 from selftaught.store.tables import Fields, Record, read_table
 from selftaught.types import (
     Completion,
@@ -78,6 +77,9 @@ def _read(
 ) -> Iterator[Row]:
     rows: Iterator[Row]
     if (Path(path) / MANIFEST).exists():
+        # Imported late: tasks import this module, and the command line must answer at once.
+        from selftaught.store.stage import open_stage
+
         stage = open_stage(path)
         if stage.row_type is not row_type:
             raise InputError(f"{path} holds {stage.row_type.__name__} rows; give a stage of {row_type.__name__} rows")

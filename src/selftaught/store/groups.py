@@ -4,13 +4,16 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from selftaught.errors import InputError
-from selftaught.store.stage import Stage
 from selftaught.types import Completion, Group, Prompt, Score, Verdict, content_id
 
-Source = Stage[Any] | Sequence[Any]
+if TYPE_CHECKING:
+    # Methods import this module: it must not bring pyarrow, which takes a quarter of a second.
+    from selftaught.store.stage import Stage
+
+Source: TypeAlias = "Stage[Any] | Sequence[Any]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -22,10 +25,10 @@ class Groups:
     tables fit; InputError names the table, the row and the id that do not. Memory: 8 bytes per prompt and table.
     """
 
-    prompts: Stage[Prompt] | Sequence[Prompt]
-    completions: tuple[Stage[Completion] | Sequence[Completion], ...] = ()
-    scores: tuple[Stage[Score] | Sequence[Score], ...] = ()
-    verdicts: tuple[Stage[Verdict] | Sequence[Verdict], ...] = ()
+    prompts: "Stage[Prompt] | Sequence[Prompt]"
+    completions: "tuple[Stage[Completion] | Sequence[Completion], ...]" = ()
+    scores: "tuple[Stage[Score] | Sequence[Score], ...]" = ()
+    verdicts: "tuple[Stage[Verdict] | Sequence[Verdict], ...]" = ()
     start: int = 0
     stop: int | None = None
     _starts: list["array[int]"] = field(default_factory=list, repr=False)
@@ -126,20 +129,20 @@ class _Cursor:
 
 
 def _rows(source: Source, start: int, stop: int) -> Iterator[Any]:
-    return source.slice(start, stop) if isinstance(source, Stage) else iter(source[start:stop])
+    return iter(source[start:stop]) if isinstance(source, Sequence) else source.slice(start, stop)
 
 
 def _columns(source: Source, *names: str) -> Iterator[tuple[str, ...]]:
-    if isinstance(source, Stage):
-        return chain.from_iterable(zip(*batch, strict=True) for batch in source.columns(*names))
-    return (tuple(getattr(row, name) for name in names) for row in source)
+    if isinstance(source, Sequence):
+        return (tuple(getattr(row, name) for name in names) for row in source)
+    return chain.from_iterable(zip(*batch, strict=True) for batch in source.columns(*names))
 
 
 def _name(source: Source) -> str:
-    if isinstance(source, Stage):
+    if not isinstance(source, Sequence):
         return str(source.path)
     return f"the {len(source)} {type(source[0]).__name__} rows given" if source else "the empty table given"
 
 
 def _key(source: Source) -> str:
-    return source.key if isinstance(source, Stage) else content_id("rows", [repr(row) for row in source])
+    return content_id("rows", [repr(row) for row in source]) if isinstance(source, Sequence) else source.key

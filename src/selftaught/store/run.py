@@ -11,8 +11,8 @@ import yaml
 
 from selftaught.errors import InputError
 from selftaught.store.files import Lock, explained, make_directory, write_atomic, write_json
-from selftaught.store.groups import Groups
-from selftaught.store.stage import Store, open_stage
+from selftaught.store.groups import Groups, Source
+from selftaught.store.stage import Stage, Store, open_stage
 
 _STATE = "state.json"
 
@@ -111,12 +111,12 @@ class RunDirectory:
         if names is None:
             raise InputError(f"{self.path} holds no completions: make them with selftaught generate --out {self.path}")
         tables = {role: tuple(open_stage(self.path / "stages" / n) for n in names[role]) for role in names}
-        return Groups(**{**tables, "prompts": tables["prompts"][0]})
+        return Groups(prompts=tables["prompts"][0], completions=tables["completions"], scores=tables["scores"])
 
     def write_groups(self, groups: Groups) -> None:
         """Note which stages make up `groups`."""
         roles = {"prompts": (groups.prompts,), "completions": groups.completions, "scores": groups.scores}
-        self.write_state(groups={role: [stage.path.name for stage in stages] for role, stages in roles.items()})
+        self.write_state(groups={role: [_stage_name(table) for table in tables] for role, tables in roles.items()})
 
     def read_selection(self) -> Path:
         """Return the stage that was selected here last; InputError if there is none."""
@@ -135,6 +135,12 @@ class RunDirectory:
 
 
 _ABSENT = object()
+
+
+def _stage_name(table: Source) -> str:
+    if isinstance(table, Stage):
+        return table.path.name
+    raise InputError(f"{len(table)} rows in memory cannot be found by the next command; store them as a stage first")
 
 
 def _ends_with_newline(file: Path) -> bool:

@@ -14,7 +14,9 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise, repeat
+from itertools import chain, pairwise, repeat
+from operator import attrgetter
+from types import NoneType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,7 +66,9 @@ def _integers(kind: pa.DataType, code: str) -> Kind:
         missing = [v is None for v in values]
         mask = np.array(missing) if any(missing) else None
         # pyarrow alone would cut 1.5 down to 1; `array` refuses it.
-        return pa.array(np.array(array(code, values if mask is None else [0 if v is None else v for v in values])), kind, mask=mask)
+        return pa.array(
+            np.array(array(code, values if mask is None else [0 if v is None else v for v in values])), kind, mask=mask
+        )
 
     return _scalars(kind, 0, pack)
 
@@ -82,11 +86,17 @@ def _lists(item: Kind, build: Callable[[list[Any]], Any] = tuple) -> Kind:
     kind = pa.list_(item.type)
 
     def pack(values: Sequence[Any]) -> pa.Array:
-        offsets = [0, *accumulate(0 if v is None else len(v) for v in values)]
-        items = item.pack(list(chain.from_iterable(v for v in values if v)))
-        missing = [v is None for v in values]
-        mask = pa.array(missing, pa.bool_()) if any(missing) else None
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items, type=kind, mask=mask)
+        types = set(map(type, values))
+        if not types.isdisjoint((str, bytes)):
+            raise TypeError("a text is not a list")  # though Python would take its characters
+        mask = None
+        if NoneType in types:
+            mask = pa.array([v is None for v in values], pa.bool_())
+            values = [() if v is None else v for v in values]
+        offsets = np.zeros(len(values) + 1, np.int32)
+        np.cumsum(np.fromiter(map(len, values), np.int32, len(values)), out=offsets[1:])
+        items = item.pack(list(chain.from_iterable(values)))
+        return pa.ListArray.from_arrays(pa.array(offsets), items, type=kind, mask=mask)
 
     def unpack(column: pa.Array) -> list[Any]:
         if not len(column):
@@ -94,11 +104,15 @@ def _lists(item: Kind, build: Callable[[list[Any]], Any] = tuple) -> Kind:
         offsets = column.offsets.to_numpy()
         items = item.unpack(column.values.slice(offsets[0], offsets[-1] - offsets[0]))
         ends = (offsets - offsets[0]).tolist()
-        values = [build(items[start:end]) for start, end in pairwise(ends)]
+        values = [build(items[start:end]) for start, end in pairwise(ends)] if items else _blanks(build, len(column))
         valid = _validity(column)
         return values if valid is None else [v if ok else None for v, ok in zip(values, valid, strict=True)]
 
     return Kind(kind, pack, unpack)
+
+
+def _blanks(build: Callable[[list[Any]], Any], count: int) -> list[Any]:
+    return [()] * count if build is tuple else [build([]) for _ in range(count)]
 
 
 def _structs(
@@ -279,9 +293,9 @@ def to_table(row_type: type, rows: Sequence[Any]) -> pa.Table:
 
 def _values(row_type: type, rows: Sequence[Any], prefix: str = "") -> dict[str, list[Any]]:
     columns = {name: [export(r) for r in rows] for name, (_, export) in _EXPORTED.get(row_type, {}).items()}
-    columns |= {_column(prefix, name): [getattr(r, name) for r in rows] for name in FIELDS[row_type]}
+    columns |= {_column(prefix, name): list(map(attrgetter(name), rows)) for name in FIELDS[row_type]}
     for name, inner in NESTED.get(row_type, {}).items():
-        columns |= _values(inner, [getattr(r, name) for r in rows], name)
+        columns |= _values(inner, list(map(attrgetter(name), rows)), name)
     return columns
 
 

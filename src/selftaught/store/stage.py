@@ -96,7 +96,7 @@ def _read_shard(path: Path, names: Sequence[str] | None, start: int, stop: int) 
                 first += rows
                 if low < high:
                     table = file.read_row_group(group, columns=None if names is None else list(names))
-                    yield from table.slice(low, high - low).combine_chunks().to_batches()
+                    yield from table.slice(low, high - low).combine_chunks().to_batches(_ROWS_AT_ONCE)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise DamagedStage(f"{path} cannot be read: {reason}; {remedy(path.parent)}") from error

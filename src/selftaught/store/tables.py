@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from selftaught.errors import InputError
 
 Fields = Mapping[str, type | tuple[type, ...]]
@@ -146,6 +143,10 @@ class _Cell(str):
 
 
 def _parquet(path: Path) -> Iterator[Record]:
+    # Imported late: tasks import this module, and the command line must answer at once.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             number = 0

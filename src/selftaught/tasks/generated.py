@@ -1,7 +1,7 @@
 """New problems out of what a model wrote."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from selftaught.tasks.registry import load_task
@@ -12,10 +12,10 @@ from selftaught.types import Group, Prompt
 
 def fresh_prompts(
     groups: Iterable[Group],
+    known: Iterable[Prompt],
     dropped: Counter[str] | None = None,
     *,
     task: Task | TaskSpec,
-    known: Sequence[Prompt] = (),
 ) -> Iterator[Prompt]:
     """Yield the problems in the completions of problem prompts, without repeats.
 

@@ -1,14 +1,10 @@
-"""Tasks by name."""
+"""Tasks by name. Tasks that read files are imported when asked for, so that `--help` stays quick."""
 
 from collections.abc import Callable
 from typing import Any
 
-from selftaught.config import from_dict
 from selftaught.errors import InputError
-from selftaught.tasks.chains import Chains
-from selftaught.tasks.gsm8k import GSM8K
 from selftaught.tasks.task import Task, TaskSpec
-from selftaught.tasks.user import UserTask
 
 
 def load_task(spec: TaskSpec | Task) -> Task:
@@ -31,20 +27,32 @@ def task_names() -> tuple[str, ...]:
 
 
 def _chains(spec: TaskSpec) -> Task:
+    from selftaught.tasks.chains import Chains
+
     _refuse(spec, "data", "answer", "verifier")
-    return from_dict(Chains, _options(spec))
+    return _build(Chains, _options(spec))
 
 
 def _gsm8k(spec: TaskSpec) -> Task:
+    from selftaught.tasks.gsm8k import GSM8K
+
     _refuse(spec, "answer", "verifier")
-    return from_dict(GSM8K, _options(spec) | ({"data": spec.data} if spec.data else {}))
+    return _build(GSM8K, _options(spec) | ({"data": spec.data} if spec.data else {}))
 
 
 def _user(spec: TaskSpec) -> Task:
+    from selftaught.tasks.user import UserTask
+
     if spec.data is None:
         raise InputError("task user needs your rows: pass --data FILE.jsonl with a prompt in each line")
     functions = {"answer_function": spec.answer, "verifier_function": spec.verifier}
-    return from_dict(UserTask, _options(spec) | {"data": spec.data} | functions)
+    return _build(UserTask, _options(spec) | {"data": spec.data} | functions)
+
+
+def _build(kind: type[Any], dials: dict[str, Any]) -> Any:
+    from selftaught.config import from_dict
+
+    return from_dict(kind, dials)
 
 
 def _options(spec: TaskSpec) -> dict[str, Any]:

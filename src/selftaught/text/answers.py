@@ -216,7 +216,7 @@ def _multiplier(tail: str) -> int | None:
 
 def _bare(text: str) -> str:
     text = _VARIABLE.sub("", text.strip(), count=1) if _VARIABLE.match(text.strip()) else text
-    text = text.strip(" \t\n.,;:!'*#")
+    text = text.rstrip(" \t\n.,;:!'*#").lstrip(" \t\n,;:!'*#")
     wrapped = text[:1] == "(" and text[-1:] == ")" and not set("(),").intersection(text[1:-1])
     return text[1:-1].strip() if wrapped else text
 

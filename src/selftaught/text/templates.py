@@ -54,12 +54,18 @@ def encode_completion(
     """
     ends = end_token_ids(tokenizer, template)
     ids = completion.token_ids
-    if ids is not None and completion.tokenizer == fingerprint and (completion.finish != "stop" or ids[-1:] and ids[-1] in ends):
+    if (
+        ids is not None
+        and completion.tokenizer == fingerprint
+        and (completion.finish != "stop" or ids[-1:] and ids[-1] in ends)
+    ):
         return list(ids), False
     if template == CHAT:
         return _encode_chat_turn(tokenizer, prompt, completion.text), True
     if tokenizer.eos_token_id is None:
-        raise InputError(f"{_name(tokenizer)} has no EOS token, so a completion cannot be closed: set tokenizer.eos_token")
+        raise InputError(
+            f"{_name(tokenizer)} has no EOS token, so a completion cannot be closed: set tokenizer.eos_token"
+        )
     return [*tokenizer(completion.text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], True
 
 
@@ -116,7 +122,9 @@ def _load_jinja(path: str) -> Any:
         source = Path(path).read_text(encoding="utf-8")
         return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined).from_string(source)
     except OSError as error:
-        raise InputError(f"template {path!r} is neither 'plain', 'chat' nor a readable file: {error.strerror}") from None
+        raise InputError(
+            f"template {path!r} is neither 'plain', 'chat' nor a readable file: {error.strerror}"
+        ) from None
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f"template {path}, line {error.lineno}: {error.message}") from None
 

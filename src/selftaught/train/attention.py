@@ -47,7 +47,6 @@ class Layout:
             self.masks[window] = tree_mask(self.segments, self.positions, window).unsqueeze(1)
         return self.masks[window]
 
-
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Return the mask as an addend, [R or 1, T, T]: 0 where attention is allowed, minus infinity elsewhere."""
         if (window, dtype) not in self.biases:
@@ -115,7 +114,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None,
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         if q.shape[1] > 1 and bias.shape[0] > 1:
             bias = bias.repeat_interleave(q.shape[1], 0)
-        return _MatmulAttention.apply(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias, scale).view(q.shape[:3] + v.shape[-1:])
+        return _MatmulAttention.apply(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias, scale).view(
+            q.shape[:3] + v.shape[-1:]
+        )
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
     )

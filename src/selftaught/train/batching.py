@@ -56,9 +56,13 @@ def encode(tokenizer: Any, examples: Sequence[Example], template: str, fingerpri
 def _encode_one(tokenizer: Any, example: Example, template: str, fingerprint: str) -> Encoded:
     prompt = encode_prompt(tokenizer, example.prompt, template)
     if not prompt:
-        raise InputError(f"example {example.id}: its prompt has no token, so nothing can predict the first target: give the prompt some text")
+        raise InputError(
+            f"example {example.id}: its prompt has no token, so nothing can predict the first target: give the prompt some text"
+        )
     rows = completions_of(example)
-    ids, again = zip(*(encode_completion(tokenizer, example.prompt, c, template, fingerprint) for c in rows), strict=True)
+    ids, again = zip(
+        *(encode_completion(tokenizer, example.prompt, c, template, fingerprint) for c in rows), strict=True
+    )
     for completion, tokens in zip(rows, ids, strict=True):
         if not tokens:
             raise InputError(f"example {example.id}: completion {completion.id} has no token: leave it out")
@@ -113,7 +117,9 @@ def separate_rows(example: Encoded) -> list[Row]:
         zeros = np.zeros(len(tokens), dtype=np.int64)
         owner = np.full(len(completion), i)
         positions = np.arange(len(tokens))
-        rows.append(Row(tokens=tokens, positions=positions, segments=zeros, sources=sources, targets=completion, owner=owner))
+        rows.append(
+            Row(tokens=tokens, positions=positions, segments=zeros, sources=sources, targets=completion, owner=owner)
+        )
     return rows
 
 
@@ -149,7 +155,9 @@ def make_items(examples: Sequence[Encoded], tree: bool, reference: Mapping[str, 
         if reference is not None:
             missing = [c for c in example.completion_ids if c not in reference]
             if missing:
-                raise InputError(f"example {example.id}: completion {missing[0]} has no reference log-prob: score the examples again")
+                raise InputError(
+                    f"example {example.id}: completion {missing[0]} has no reference log-prob: score the examples again"
+                )
             values = tuple(reference[c] for c in example.completion_ids)
         items.append(Item(example=example, rows=rows, reference=values))
     return items
@@ -224,7 +232,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return batch
     layout = batch.layout
     if layout is not None:
-        layout = replace(layout, **{n: getattr(layout, n).to(device) for n in ("pad", "unpad", "positions", "segments")})
+        layout = replace(
+            layout, **{n: getattr(layout, n).to(device) for n in ("pad", "unpad", "positions", "segments")}
+        )
     moved = {n: getattr(batch, n).to(device) for n in ("sources", "targets", "owner", "lengths", "weights")}
     reference = None if batch.reference is None else batch.reference.to(device)
     inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
@@ -265,4 +275,7 @@ def _padded_inputs(rows: Sequence[Row], widths: Ids, places: Ids, pad_id: int) -
     tokens[places] = np.concatenate([r.tokens for r in rows])
     mask = np.zeros(shape[0] * shape[1], dtype=np.int64)
     mask[places] = 1
-    return {"input_ids": torch.from_numpy(tokens).view(shape), "attention_mask": torch.from_numpy(mask).view(shape)}, None
+    return {
+        "input_ids": torch.from_numpy(tokens).view(shape),
+        "attention_mask": torch.from_numpy(mask).view(shape),
+    }, None

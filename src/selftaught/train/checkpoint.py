@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent, and the exact state of a training run in them."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from selftaught.errors import InputError
+from selftaught.store.files import explained, sync_directory
 
 
 @contextmanager
@@ -23,30 +23,17 @@ def whole_directory(path: Path) -> Iterator[Path]:
         InputError: the disk is full or the directory cannot be written.
     """
     aside = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path.parent):
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        yield aside
-        for file in (f for f in aside.rglob("*") if f.is_file()):
-            _sync(file)
-        _sync(aside)
-        if path.exists():
-            shutil.rmtree(path)
+        aside.mkdir(parents=True)
+        try:
+            yield aside
+        except SafetensorError as error:
+            raise InputError(f"cannot write {path}: {error}; free some space, or choose another directory") from None
+        for entry in (*aside.rglob("*"), aside):
+            sync_directory(entry)
         aside.rename(path)
-        _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write {path}: {reason}: free space or choose another directory") from None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_directory(path.parent)
 
 
 def save_checkpoint(root: Path, step: int, state: dict[str, Any]) -> None:

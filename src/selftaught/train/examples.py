@@ -8,6 +8,7 @@ from typing import Any
 from selftaught.errors import NothingToTrainOn
 from selftaught.models.load import context_length, load_config, tokenizer_fingerprint
 from selftaught.specs import ModelSpec, Training
+from selftaught.store.stage import open_stage
 from selftaught.text.templates import end_token_ids
 from selftaught.train.batching import Encoded, encode
 from selftaught.train.preview import check_ends, preview
@@ -35,7 +36,11 @@ def prepare_examples(
     kept = [e for e in encoded if e.longest <= limit]
     if not kept:
         longest = max((e.longest for e in encoded), default=0)
-        reason = f"all {len(encoded)} examples are longer than {limit} tokens (longest {longest}): raise max_length" if encoded else "there is no example"
+        reason = (
+            f"all {len(encoded)} examples are longer than {limit} tokens (longest {longest}): raise max_length"
+            if encoded
+            else "there is no example"
+        )
         raise NothingToTrainOn(f"{reason}, or relax what selects them")
     if show:
         _show(encoded, kept, limit, tokenizer)
@@ -46,8 +51,6 @@ def read_examples(examples: Path | Sequence[Example]) -> Sequence[Example]:
     """Return the rows of a stage directory, or `examples` as they are."""
     if not isinstance(examples, Path):
         return examples
-    from selftaught.store.stage import open_stage
-
     return list(open_stage(examples))
 
 
@@ -56,5 +59,7 @@ def _show(encoded: Sequence[Encoded], kept: Sequence[Encoded], limit: int, token
     if len(kept) < len(encoded):
         lines.append(f"{len(encoded) - len(kept)} of {len(encoded)} examples left out: longer than {limit} tokens")
     again = sum(e.retokenised for e in kept)
-    lines.append(f"{len(kept)} examples; {again} completions encoded from text, the others are the ids that were sampled")
+    lines.append(
+        f"{len(kept)} examples; {again} completions encoded from text, the others are the ids that were sampled"
+    )
     print("\n".join(lines), file=sys.stderr)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from selftaught.models.load import load_config, load_tokenizer
 from selftaught.objectives import build_objective
 from selftaught.specs import ModelSpec, ObjectiveSpec, Training
+from selftaught.store.stage import open_stage
 from selftaught.train.batching import Item, make_items
 from selftaught.train.checkpoint import load_checkpoint, save_checkpoint, whole_directory
 from selftaught.train.distributed import Ranks, join_ranks, shard
@@ -74,7 +75,9 @@ def reference_logps(model: ModelSpec, examples: Path | Sequence[Example], settin
         policy.eval()
         Weights(policy, resolve_precision(settings.precision, ranks.device))
         items = make_items(encoded, tree=mode.packed and settings.tree_rows, reference=None)
-        for name, value in summed_logps(policy, items, settings.micro_batch_tokens, mode.packed, tokenizer.pad_token_id):
+        for name, value in summed_logps(
+            policy, items, settings.micro_batch_tokens, mode.packed, tokenizer.pad_token_id
+        ):
             yield Score(completion_id=name, scorer="logps/ref", value=value)
 
 
@@ -118,10 +121,10 @@ def _open_policy(model: ModelSpec, settings: Training, ranks: Ranks) -> tuple[Ta
     return make_policy(opened, mode, settings), mode
 
 
-def _reference(job: TrainJob, policy: TargetLogps, items: Sequence[Item], packed: bool, pad_id: int, ranks: Ranks) -> Mapping[str, float]:
+def _reference(
+    job: TrainJob, policy: TargetLogps, items: Sequence[Item], packed: bool, pad_id: int, ranks: Ranks
+) -> Mapping[str, float]:
     if isinstance(job.reference, Path):
-        from selftaught.store import open_stage
-
         return {score.completion_id: score.value for score in open_stage(job.reference)}
     if job.reference is not None:
         return job.reference
@@ -184,4 +187,12 @@ def _fingerprint(job: TrainJob, items: Sequence[Item], world: int) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for item in items:
         digest.update(f"{item.example.id} {item.example.weight!r} {item.reference}\n".encode())
-    return content_id(asdict(job.model), type(job.objective).__name__, asdict(job.objective), settings, job.seed, world, digest.hexdigest())
+    return content_id(
+        asdict(job.model),
+        type(job.objective).__name__,
+        asdict(job.objective),
+        settings,
+        job.seed,
+        world,
+        digest.hexdigest(),
+    )

@@ -3,20 +3,18 @@
 A mask or a head that a model quietly ignores gives wrong losses and no error, so nothing is taken on trust.
 """
 
-import copy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from selftaught.models.shrunken import VOCABULARY, shrunken
 from selftaught.train.attention import NAME
 from selftaught.train.batching import Encoded, collate, make_items
 from selftaught.train.forward import TargetLogps
 
 TOLERANCE = 1e-4
-WINDOW, VOCABULARY = 6, 97
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +31,11 @@ def choose_mode(config: PreTrainedConfig) -> tuple[Mode, str]:
     One row is longer than twice the sliding window. The reason is one line for the user, empty where the fastest mode holds.
     """
     try:
-        small = _shrunken(config)
+        small = shrunken(config)
     except Exception as error:  # noqa: BLE001 - any model code may run here, and each failure means the same
-        return Mode(False, False), f"no shrunken copy for the probe ({_first_line(error)}): training on separate rows with full logits"
+        return Mode(
+            False, False
+        ), f"no shrunken copy for the probe ({_first_line(error)}): training on separate rows with full logits"
     examples = _examples()
     truth = _logps(small, examples, Mode(packed=False, chunked=False))
     reasons = []
@@ -91,36 +91,3 @@ def _logps(model: PreTrainedModel, examples: list[Encoded], mode: Mode) -> np.nd
     logps = TargetLogps(model, chunked=mode.chunked)(batch)
     # Rows differ between modes, targets of a completion do not: order them by completion.
     return logps[torch.argsort(batch.owner, stable=True)].double().numpy()
-
-
-def _shrunken(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return a random-weight float32 model of this configuration with few layers, small widths and a short window."""
-    small = copy.deepcopy(config)
-    text: Any = small.get_text_config()
-    layer_types = getattr(text, "layer_types", None)
-    kinds = list(dict.fromkeys(layer_types)) if layer_types else [None, None]
-    text.num_hidden_layers = max(2, len(kinds))
-    if layer_types:
-        text.layer_types = (kinds * 2)[: text.num_hidden_layers]
-    if getattr(text, "sliding_window", None):
-        text.sliding_window = WINDOW
-    heads, key_heads = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    key_heads_small = min(2, key_heads)
-    text.num_attention_heads = key_heads_small * (heads // key_heads)
-    if getattr(text, "num_key_value_heads", None):
-        text.num_key_value_heads = key_heads_small
-    text.hidden_size = text.num_attention_heads * head_dim
-    for name in ("intermediate_size", "n_inner", "moe_intermediate_size", "ffn_dim"):
-        if getattr(text, name, None):
-            setattr(text, name, 64)
-    text.vocab_size = VOCABULARY
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(text, name, None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
-        for parameter in model.parameters():
-            # Initial weights are so small that a wrong mask would hardly show.
-            parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()

@@ -13,7 +13,9 @@ from selftaught.train.distributed import Ranks
 from selftaught.train.forward import TargetLogps
 
 
-def summed_logps(policy: TargetLogps, items: Sequence[Item], budget: int, packed: bool, pad_id: int) -> Iterator[tuple[str, float]]:
+def summed_logps(
+    policy: TargetLogps, items: Sequence[Item], budget: int, packed: bool, pad_id: int
+) -> Iterator[tuple[str, float]]:
     """Yield (completion id, log-prob summed over its targets in float32, nats) for all completions of `items`."""
     device = next(policy.parameters()).device
     for part in micro_batches(items, budget, packed):

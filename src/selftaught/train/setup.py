@@ -50,7 +50,9 @@ def _with_adapter(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
 
     targets = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
     try:
         return get_peft_model(model, config)
     except ValueError as error:

@@ -56,7 +56,9 @@ def _open_tracker(name: str, out: Path) -> Sink:
     try:
         return _OPENERS[name](out)
     except ModuleNotFoundError as error:
-        raise InputError(f"tracker {name!r} needs package {error.name}: pip install 'selftaught[track]', or leave it out") from None
+        raise InputError(
+            f"tracker {name!r} needs package {error.name}: pip install 'selftaught[track]', or leave it out"
+        ) from None
 
 
 def _tensorboard(out: Path) -> Sink:

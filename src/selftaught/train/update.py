@@ -60,7 +60,9 @@ class Updater:
         self.weights.publish()
         return {**metrics, "learning_rate": lr}
 
-    def _accumulate(self, batches: list[Batch], counts: dict[str, float], items: Sequence[Item]) -> tuple[list[Tensor], Tensor]:
+    def _accumulate(
+        self, batches: list[Batch], counts: dict[str, float], items: Sequence[Item]
+    ) -> tuple[list[Tensor], Tensor]:
         self.weights.clear()
         baseline = self.objective.prepare(self.policy, batches)
         totals = torch.zeros(len(counts), device=self.ranks.device)
@@ -104,7 +106,9 @@ class Updater:
             state[name] = done[id(tensor)]
         return state
 
-    def _finish(self, batches: list[Batch], losses: list[Tensor], totals: Tensor, counts: dict[str, float], step: int) -> dict[str, float]:
+    def _finish(
+        self, batches: list[Batch], losses: list[Tensor], totals: Tensor, counts: dict[str, float], step: int
+    ) -> dict[str, float]:
         masters = self.weights.masters
         self.ranks.add_up_gradients(masters)
         norm = clip_gradients(masters, self.settings.clip)

@@ -1,0 +1,113 @@
+"""What the training benchmarks share: two sides in alternating processes, medians, machine facts, the result file."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "trl", "accelerate")
+
+
+def alternate(script: str, cases: Sequence[str], repeats: int, sides: Sequence[str] = ("ours", "peer")) -> dict:
+    """Run `script --measure SIDE CASE` in a fresh process for each case and side, `repeats` times in turn.
+
+    Returns the measurements as {(case, side): [facts, ...]}.
+    """
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for repeat in range(repeats):
+        for case in cases:
+            for side in sides if repeat % 2 == 0 else tuple(reversed(sides)):
+                command = [sys.executable, script, "--measure", side, case]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                facts = json.loads(done.stdout.splitlines()[-1])
+                found.setdefault((case, side), []).append(facts)
+                print(
+                    f"{repeat + 1}/{repeats} {case}, {side}: {facts['tokens'] / facts['seconds']:,.0f} tokens/s",
+                    file=sys.stderr,
+                )
+    return found
+
+
+def median_rate(measurements: Sequence[dict[str, Any]]) -> float:
+    """Return the median of tokens per second."""
+    return statistics.median(m["tokens"] / m["seconds"] for m in measurements)
+
+
+def median_of(measurements: Sequence[dict[str, Any]], name: str) -> float:
+    """Return the median of one measured fact."""
+    return statistics.median(m[name] for m in measurements)
+
+
+def peak_gigabytes() -> float:
+    """Return this process's largest resident memory so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def matmul_gflops(dtype: Any, seconds: float = 1.0) -> float:
+    """Return the best rate of a 2048 x 2048 matmul in `dtype`, GFLOP/s: the peak that training could reach here."""
+    import torch
+
+    a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - began)
+    return 2 * 2048**3 / best / 1e9
+
+
+def case(
+    name: str, ours: float, peer: float, unit: str, *, more_is_better: bool = True, **facts: Any
+) -> dict[str, Any]:
+    """Return one row of the result: `ratio` is above 1 where ours is better."""
+    ratio = ours / peer if more_is_better else peer / ours
+    return {
+        "case": name,
+        "ours": round(ours, 3),
+        "peer": round(peer, 3),
+        "unit": unit,
+        "ratio": round(ratio, 3),
+        **facts,
+    }
+
+
+def finish(name: str, cases: Sequence[dict[str, Any]], out: Path, **facts: Any) -> None:
+    """Print the result and write it to `out`."""
+    import torch
+
+    threads = torch.get_num_threads()
+    result = {
+        "name": name,
+        "cases": list(cases),
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {threads} threads, {_cpu_name()}",
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "date": date.today().isoformat(),
+        **facts,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds `run()` took, and what it returned."""
+    began = time.perf_counter()
+    result = run()
+    return time.perf_counter() - began, result

@@ -1,0 +1,110 @@
+import json
+from pathlib import Path
+
+import pytest
+from tests.store.samples import prompts
+
+from selftaught.errors import InputError
+from selftaught.store.datafiles import read_demonstrations, read_feedback, read_pairs, read_prompts
+from selftaught.store.schema import to_table
+from selftaught.store.stage import Store
+from selftaught.types import Completion, Demonstration, Feedback, Message, Pair, Prompt
+
+
+def save(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_prompts_from_text_and_from_messages(tmp_path: Path) -> None:
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
+    path = save(
+        tmp_path / "a.jsonl",
+        {"prompt": "1+1?", "answer": 2, "level": "easy"},
+        {"messages": talk, "answer": "4"},
+        {"prompt": talk},
+        {"prompt": "1+1?", "answer": "2"},
+    )
+    first, second, third, fourth = read_prompts(path)
+    assert first == Prompt.from_text("1+1?", gold="2", meta={"level": "easy"})
+    turns = (Message(role="system", content="Be brief."), Message(role="user", content="2+2?"))
+    assert second == Prompt(messages=turns, gold="4")
+    assert third == Prompt(messages=turns)
+    assert (fourth.text, fourth.occurrence) == ("1+1?", 1)
+    assert fourth.id != first.id
+    assert list(read_prompts(path, limit=2)) == [first, second]
+    assert list(read_prompts(path, limit=0)) == []
+
+
+def test_training_rows(tmp_path: Path) -> None:
+    talk = [{"role": "assistant", "content": "good"}]
+    pairs = save(
+        tmp_path / "pairs.jsonl", {"prompt": "q", "chosen": talk, "rejected": "bad", "weight": 0.5, "src": "x"}
+    )
+    (pair,) = read_pairs(pairs)
+    assert pair.columns() == {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    assert (pair.weight, pair.prompt.meta) == (0.5, {"src": "x"})
+    assert pair.chosen.token_ids is None and pair.chosen.prompt_id == pair.prompt.id
+    told = save(tmp_path / "told.jsonl", {"prompt": "q", "completion": "a", "label": False})
+    (feedback,) = read_feedback(told)
+    assert feedback.columns() == {"prompt": "q", "completion": "a", "label": False}
+    shown = save(tmp_path / "shown.jsonl", {"prompt": "q", "completion": "a"})
+    (demonstration,) = read_demonstrations(shown)
+    assert demonstration.columns() == {"prompt": "q", "completion": "a"}
+    for row_type, row in ((Pair, pair), (Feedback, feedback), (Demonstration, demonstration)):
+        assert to_table(row_type, [row]).num_rows == 1
+
+
+def test_equal_texts_have_ids_of_their_own(tmp_path: Path) -> None:
+    (pair,) = read_pairs(save(tmp_path / "a.jsonl", {"prompt": "q", "chosen": "a", "rejected": "a"}))
+    assert pair.chosen.id != pair.rejected.id
+
+
+def test_a_stage_is_read_as_it_is(tmp_path: Path) -> None:
+    prompt = prompts(1)[0]
+    kept = Completion(prompt_id=prompt.id, k=3, text="x", token_ids=(1, 2), model="m")
+    pair = Pair(prompt=prompt, chosen=kept, rejected=kept, meta={"votes": [3, 1]})
+    with Store(tmp_path).writer("pairs", "0" * 24, Pair) as writer:
+        writer.write(0, [pair])
+        stage = writer.commit()
+    assert list(read_pairs(stage.path)) == [pair]
+    with pytest.raises(InputError, match="holds Pair rows; give a stage of Feedback rows"):
+        list(read_feedback(stage.path))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"question": "q"}, ("line 2", "neither 'prompt' nor 'messages'", "(fields: question)")),
+        ({"prompt": 3}, ("line 2", "'prompt' = 3", "text or a list")),
+        ({"prompt": []}, ("line 2", "'prompt' is an empty list")),
+        ({"messages": ["hi"]}, ("line 2", "messages[0] = 'hi' is no message")),
+        ({"messages": [{"role": "user"}]}, ("line 2", "messages[0]", "is no message")),
+        ({"messages": [{"role": "human", "content": "x"}]}, ("messages[0] has the role 'human'", "system, user")),
+        ({"prompt": "q", "answer": ["a"]}, ("line 2", "'answer' = ['a'] is a list", "text or")),
+    ],
+)
+def test_bad_prompts_are_named(tmp_path: Path, row: object, words: tuple[str, ...]) -> None:
+    path = save(tmp_path / "a.jsonl", {"prompt": "good"}, row)
+    with pytest.raises(InputError) as error:
+        list(read_prompts(path))
+    assert "\n" not in str(error.value)
+    for word in (str(path), *words):
+        assert word in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "q", "chosen": "a"}, "line 1: 'rejected' is missing"),
+        ({"prompt": "q", "chosen": [], "rejected": "b"}, "'chosen' is an empty list"),
+        (
+            {"prompt": "q", "chosen": [{"role": "user", "content": "a"}], "rejected": "b"},
+            "give one, with role assistant",
+        ),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "weight": "high"}, "'weight' = 'high' is text"),
+    ],
+)
+def test_bad_pairs_are_named(tmp_path: Path, row: object, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        list(read_pairs(save(tmp_path / "a.jsonl", row)))
