@@ -82,7 +82,7 @@ def ours(step: str, prompts: int, root: Path) -> int:
         return Groups(prompts=tables[0], completions=(tables[1],), scores=tuple(tables[2:]))  # type: ignore[arg-type]
 
     def scores() -> Iterator[Score]:
-        for group in groups():
+        for group in groups().without("token_ids", "logprobs", "latents"):
             values = votes([c.text for c in group.completions])
             for completion, value in zip(group.completions, values, strict=True):
                 yield Score(completion_id=completion.id, scorer="votes", value=value)

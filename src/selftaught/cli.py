@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from selftaught import __version__, methods, recipes
 from selftaught.config import build, describe, from_dict, override, read_yaml
@@ -178,6 +178,7 @@ def _plan(method: Method, config: Any, processes: int) -> str:
 def _configure(arguments) -> tuple[Method, str, Any]:
     """Return the method, the recipe's name and its configuration with every option applied."""
     method = methods.get(arguments.method)
+    config: Any
     if arguments.config:
         if arguments.recipe:
             raise InputError("--recipe and --config exclude each other: a configuration file is already complete")
@@ -198,8 +199,12 @@ def _with_shortcuts(config: Any, arguments) -> Any:
             raise InputError("--template needs --model: the model trained from scratch uses plain text")
         config = replace(config, model=replace(config.model, template=arguments.template))
     task = config.task
-    if arguments.task or arguments.data:
-        task = TaskSpec(name=arguments.task or "user", data=arguments.data)
+    if arguments.task:
+        task = TaskSpec(name=arguments.task, data=arguments.data)
+    elif arguments.data:
+        # A recipe or file that was asked for names its task; otherwise rows of the user's own are meant.
+        asked = arguments.recipe or arguments.config
+        task = replace(task, data=arguments.data) if asked else TaskSpec(name="user", data=arguments.data)
     given = {name: getattr(arguments, name) for name in ("answer", "verifier", "limit")}
     return replace(config, task=replace(task, **{k: v for k, v in given.items() if v is not None}))
 
@@ -383,7 +388,7 @@ def _generate(arguments) -> None:
     with _open_lab(arguments.out, arguments) as lab:
         groups = lab.generate(_model(arguments), prompts, sampling)
         lab.run.write_groups(groups)
-    print(f"{len(prompts)} prompts x {sampling.k} completions: {groups.completions[0].path}")
+    print(f"{len(prompts)} prompts x {sampling.k} completions: {_newest(groups.completions).path}")
 
 
 def _score(arguments) -> None:
@@ -394,11 +399,17 @@ def _score(arguments) -> None:
     task = load_task(_task_spec(arguments))
     with _open_lab(arguments.directory, arguments) as lab:
         groups = lab.run.read_groups()
-        k = 1 + max(max(numbers) for (numbers,) in groups.completions[0].columns("k"))
+        k = 1 + max(max(numbers) for (numbers,) in _newest(groups.completions).columns("k"))
         groups = lab.score(groups, Votes(task=task, k=k) if arguments.scorer == "votes" else Verifier(task=task))
         lab.run.write_groups(groups)
-    unscored = sum(groups.scores[-1].manifest["facts"]["counts"].values())
-    print(f"{len(groups.scores[-1])} scores, {unscored} of them unscored: {groups.scores[-1].path}")
+    scores = _newest(groups.scores)
+    unscored = sum(scores.manifest["facts"]["counts"].values())
+    print(f"{len(scores)} scores, {unscored} of them unscored: {scores.path}")
+
+
+def _newest(tables: tuple["Stage | Sequence", ...]) -> "Stage":
+    """Return the last of the tables, all of which the lab has stored."""
+    return cast("Stage", tables[-1])
 
 
 def _select(arguments) -> None:
@@ -406,10 +417,10 @@ def _select(arguments) -> None:
     from selftaught.executor import resolve
 
     function, row_type = RULES[arguments.rule]
+    rule: Any = resolve(function)
+    selector = build(rule, arguments.overrides)
     with _open_lab(arguments.directory, arguments) as lab:
-        stage = lab.select(
-            lab.run.read_groups(), build(resolve(function), arguments.overrides), getattr(types, row_type)
-        )
+        stage = lab.select(lab.run.read_groups(), selector, getattr(types, row_type))
         lab.run.write_state(selection=stage.path.name)
     for reason, count in stage.manifest["facts"]["counts"].items():
         print(f"{count:>8} dropped: {reason}")
@@ -417,10 +428,12 @@ def _select(arguments) -> None:
 
 
 def _train(arguments) -> None:
-    kind = SFTSettings() if arguments.objective == "sft" else PreferenceSettings()
-    if arguments.objective == "ipo":
-        kind = replace(kind, objective=replace(kind.objective, loss="ipo"))
-    settings = override(kind, arguments.overrides)
+    kinds: dict[str, Any] = {
+        "sft": SFTSettings(),
+        "dpo": PreferenceSettings(),
+        "ipo": PreferenceSettings(objective=Preference(loss="ipo")),
+    }
+    settings = override(kinds[arguments.objective], arguments.overrides)
     with _open_lab(arguments.out, arguments) as lab:
         examples = _examples(lab, arguments)
         trained = lab.train(_model(arguments), examples, settings.objective, settings.training)

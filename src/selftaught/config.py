@@ -73,9 +73,11 @@ def _apply(kind: type, data: dict[str, Any], arguments: Sequence[str]) -> dict[s
         *parents, leaf = key.replace("-", "_").split(".")
         for depth, part in enumerate(parents):
             _known_field(inner, part, parents[:depth])
-            inner = _dataclass_in(_types(inner)[part])
-            if inner is None:
-                raise InputError(f"--{key}: {'.'.join(parents[: depth + 1])} has no fields of its own")
+            field = _dataclass_in(_types(inner)[part])
+            if field is None:
+                path = ".".join(parents[: depth + 1])
+                raise InputError(f"--{key}: {path} has no fields of its own; give it whole, --{path} VALUE")
+            inner = field
             target[part] = target[part] if target.get(part) is not None else {}
             target = target[part]
         _known_field(inner, leaf, parents)
@@ -108,10 +110,13 @@ def _parse_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _parse_value(text: str, kind: Any) -> Any:
-    if kind is str:
+    options = typing.get_args(kind)
+    if type(None) in options and text.lower() in ("none", "null"):
+        return None
+    if kind is str or str in options and typing.get_origin(kind) is not tuple:
         return text
     if typing.get_origin(kind) is tuple:
-        return [yaml.safe_load(part) for part in text.split(",") if part != ""]
+        return [_parse_value(part, options[0]) for part in text.split(",") if part != ""]
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -120,6 +125,9 @@ def _parse_value(text: str, kind: Any) -> Any:
 
 def _refuse_unknown(kind: Any, data: Any, path: str) -> None:
     kind = _dataclass_in(kind)
+    if kind is not None and isinstance(data, list | tuple):
+        for i, item in enumerate(data):
+            _refuse_unknown(kind, item, f"{path}{i}.")
     if kind is None or not isinstance(data, Mapping):
         return
     for key, value in data.items():
@@ -155,7 +163,7 @@ def _types(kind: type) -> dict[str, Any]:
 def _dataclass_in(kind: Any) -> type | None:
     """Return the dataclass in `kind`, which may be optional."""
     options = typing.get_args(kind) or (kind,)
-    return next((k for k in options if dataclasses.is_dataclass(k)), None)
+    return next((k for k in options if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
 
 
 def _converter() -> cattrs.Converter:

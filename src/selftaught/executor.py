@@ -3,6 +3,7 @@
 A function crosses as `module:name` with arguments that pickle (specs, paths, rows); what it makes, it leaves on disk.
 """
 
+import codecs
 import importlib
 import json
 import os
@@ -16,10 +17,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from selftaught import errors
 from selftaught.errors import InputError, SelftaughtError
@@ -141,25 +142,26 @@ def _shown(logs: Path) -> Iterator[None]:
 
 
 def _copy(logs: Path, ended: threading.Event) -> None:
-    positions: dict[Path, int] = {}
-    last = False
-    while not last:
-        last = ended.wait(0.1)
-        for file in logs.glob("*/attempt_*/0/std*.log"):
-            with open(file, "rb") as stream:
-                stream.seek(positions.get(file, 0))
-                text = stream.read()
-            positions[file] = positions.get(file, 0) + len(text)
-            sys.stderr.write(text.decode(errors="replace"))
-        sys.stderr.flush()
+    decoder_of = codecs.getincrementaldecoder("utf-8")
+    opened: dict[Path, tuple[BinaryIO, codecs.IncrementalDecoder]] = {}
+    with ExitStack() as stack:
+        last = False
+        while not last:
+            last = ended.wait(0.1)
+            for file in logs.glob("*/attempt_*/0/std*.log"):
+                if file not in opened:
+                    opened[file] = (stack.enter_context(open(file, "rb")), decoder_of(errors="replace"))
+            for stream, decoder in opened.values():
+                sys.stderr.write(decoder.decode(stream.read()))
+            sys.stderr.flush()
 
 
 def _failure(function: str, logs: Path, code: int) -> SelftaughtError:
     """Return the error that ended the run: a signal that killed a rank, else the earliest error a rank wrote down."""
     report = (logs / "torchrun.log").read_text(errors="replace")
-    cause = re.search(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*-(\d+)", report, re.DOTALL)
-    if cause:
-        rank, number = cause.groups()
+    cause = re.search(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", report, re.DOTALL)
+    if cause and int(cause[2]) < 0:
+        rank, number = cause[1], -int(cause[2])
         log = _log_of(logs, rank)
         return SelftaughtError(f"{function}: rank {rank} was killed by signal {number} (9: out of memory?); see {log}")
     found = [json.loads(file.read_text(encoding="utf-8")) for file in logs.glob("error-*.json")]

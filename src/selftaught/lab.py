@@ -24,18 +24,28 @@ from selftaught.models.load import model_key
 from selftaught.scorers.base import Scorer
 from selftaught.scorers.verifier import Verifier
 from selftaught.scorers.votes import Votes
-from selftaught.specs import SFT, Evaluation, ModelSpec, ObjectiveSpec, Preference, Sampling, SeedModel, Training
+from selftaught.specs import (
+    SFT,
+    Evaluation,
+    ModelSpec,
+    ObjectiveSpec,
+    Preference,
+    Sampling,
+    Scratch,
+    SeedModel,
+    Training,
+)
 from selftaught.store.artifact import Artifact
 from selftaught.store.groups import Groups
 from selftaught.store.run import RunDirectory
 from selftaught.store.stage import Stage, Store, default_cache, stage_key
-from selftaught.tasks.task import Task
+from selftaught.tasks import load_task
+from selftaught.tasks.task import Task, TaskSpec
 from selftaught.train.loop import TrainJob
 from selftaught.types import Completion, Demonstration, Prompt, Report, Score
 
 COMPLETIONS_PER_SHARD = 4096
 GENERATE = "selftaught.engines.shards:generate_shards"
-REFERENCE = "selftaught.train.reference:reference_shards"
 TRAIN = "selftaught.train.loop:train"
 SCRATCH = "selftaught.models.scratch:build_scratch"
 
@@ -45,7 +55,8 @@ class Lab:
     """Six verbs (generate, score, select, train, evaluate, stage) on one run directory.
 
     `strict` turns a seed model with which a method has nothing to do from a warning into an error. `arm` and `round`
-    label what is written to the metrics; they are no part of a stage's key, so arms share equal stages.
+    label what is written to the metrics; they are no part of a stage's key, so arms share equal stages. `shared` keeps
+    stages in the cache of all runs instead of the run directory.
     """
 
     run: RunDirectory
@@ -53,12 +64,14 @@ class Lab:
     executor: Executor = field(default_factory=Inline)
     strict: bool = False
     cache: Store = field(default_factory=lambda: Store(default_cache() / "stages"))
-    store: Store | None = None
+    shared: bool = False
     arm: str = ""
     round: int = 0
 
-    def __post_init__(self) -> None:
-        self.store = self.store or self.run.stages
+    @property
+    def store(self) -> Store:
+        """Where stages are kept."""
+        return self.cache if self.shared else self.run.stages
 
     @contextmanager
     def scope(self, *, arm: str, round: int = 0) -> Iterator[None]:
@@ -73,15 +86,21 @@ class Lab:
     def generate(
         self, model: ModelSpec, prompts: Sequence[Prompt] | Stage | Groups, sampling: Sampling, *, first_k: int = 0
     ) -> Groups:
-        """Draw `sampling.k` completions of every prompt, numbered from `first_k`. Given groups, add to theirs."""
-        known = prompts if isinstance(prompts, Groups) else Groups(prompts=self.table(prompts))
+        """Draw `sampling.k` completions of every prompt, numbered from `first_k`. Given groups, add to theirs.
+
+        Raises:
+            InputError: there is no prompt, or one is longer than the model's context.
+        """
+        known = prompts if isinstance(prompts, Groups) else Groups(prompts=prompts)
+        if not len(known):
+            raise InputError("there is no prompt to complete: give more data, or a higher --limit")
+        table = self.table(known.prompts)
         params = {"model": model_key(model), "template": model.template, "sampling": sampling, "first_k": first_k}
-        arguments = {"model": model, "prompts": known.prompts.path, "sampling": sampling, "first_k": first_k}
+        arguments = {"model": model, "prompts": table.path, "sampling": sampling, "first_k": first_k}
         shards = max(1, math.ceil(len(known) * sampling.k / COMPLETIONS_PER_SHARD))
-        stage = self._sharded("generate", Completion, GENERATE, params, arguments, [known.prompts], shards)
-        return Groups(
-            prompts=known.prompts, completions=(*known.completions, stage), scores=known.scores, verdicts=known.verdicts
-        )
+        stage = self._sharded("generate", Completion, GENERATE, params, arguments, [table], shards)
+        completions = (*known.completions, stage)
+        return Groups(prompts=table, completions=completions, scores=known.scores, verdicts=known.verdicts)
 
     def score(self, groups: Groups, scorer: Scorer) -> Groups:
         """Add the scores that `scorer` gives to every completion."""
@@ -118,7 +137,6 @@ class Lab:
     ) -> ModelSpec:
         """Train `model` and return the result: the last weights or, given `dev`, those of the epoch where it is highest."""
         settings = replace(settings, snapshots="epoch") if dev else settings
-        reference = None
         params = {"model": model_key(model), "template": model.template, "objective": objective, "settings": settings}
 
         def arguments(out: Path) -> dict[str, Any]:
@@ -129,12 +147,10 @@ class Lab:
                 settings=settings,
                 out=out,
                 seed=self.seed,
-                reference=reference and reference.path,
             )
             return {"job": job}
 
-        parents = [stage.key for stage in (examples, reference) if stage is not None]
-        trained = self._artifact("train", TRAIN, params, parents, arguments)
+        trained = self._artifact("train", TRAIN, params, [examples.key], arguments)
         self._copy_training_metrics(trained.path / "metrics.jsonl")
         if dev is None:
             return _trained(model, settings, trained.path / "model")
@@ -173,27 +189,26 @@ class Lab:
         return {report.name: report for report in reports}, values
 
     def stage(
-        self, name: str, row_type: type, rows: Callable | Sequence, *inputs: Stage | Groups, **params: Any
+        self, name: str, row_type: type[Any], rows: Callable | Sequence, *inputs: Stage | Groups, **params: Any
     ) -> Stage:
         """Store what `rows(*inputs, counts, **params)` yields, or the given rows themselves.
 
         `rows` is a module-level function or a frozen dataclass that can be called; `counts` is a Counter for what it
         leaves out. Its version is its attribute `version`, 1 without one.
         """
+        content: dict[str, Any]
         if isinstance(rows, Sequence):
             function, content = "rows", {"ids": [row.id for row in rows]}
         else:
-            function, content = (
-                _function_name(rows),
-                {"spec": None if hasattr(rows, "__qualname__") else rows, **params},
-            )
-        parents = [input.key for input in inputs]
-        origin = {"function": function, "version": getattr(rows, "version", 1), "params": content, "parents": parents}
-        key = stage_key(function, origin["version"], content, parents, self.seed)
+            spec = None if hasattr(rows, "__qualname__") else rows
+            function, content = _function_name(rows), {"spec": spec, **params}
+        version, parents = getattr(rows, "version", 1), [input.key for input in inputs]
+        key = stage_key(function, version, content, parents, self.seed)
         stage = self.store.get(key)
         cached = stage is not None
         if stage is None:
             counts: Counter[str] = Counter()
+            origin: dict[str, Any] = {"function": function, "version": version, "params": content, "parents": parents}
             with self.store.writer(name, key, row_type, seed=self.seed, **origin) as writer:
                 if writer.missing():
                     writer.write(0, rows if isinstance(rows, Sequence) else rows(*inputs, counts, **params))
@@ -201,25 +216,34 @@ class Lab:
         self._note(name, stage, cached, inputs)
         return stage
 
-    def seed_model(self, task: Task, spec: SeedModel) -> ModelSpec:
+    def seed_model(self, task: TaskSpec, spec: SeedModel) -> ModelSpec:
         """Train a small model from random weights on the task's demonstrations, in the cache that all runs share.
+
+        Its tokenizer is trained on the first phase's demonstrations.
 
         Raises:
             InputError: the task has no demonstrations.
         """
-        demonstrations = task.demonstrations(spec.demonstrations, seed=self.seed)
-        if not demonstrations:
-            raise InputError(
-                f"task {task.name} has no demonstrations to train a seed model on: pass --model DIR_OR_HUB_ID"
-            )
-        shared = replace(self, store=self.cache)
-        examples = shared.stage("demonstrations", Demonstration, demonstrations)
+        shared = replace(self, shared=True)
+        model = None
+        for phase in spec.phases:
+            world = load_task(replace(task, options={**task.options, **phase.options}))
+            rows = world.demonstrations(phase.demonstrations, seed=self.seed)
+            if not rows:
+                raise InputError(f"task {task.name} has no demonstrations to train a seed model on: pass --model")
+            examples = shared.stage("demonstrations", Demonstration, rows)
+            model = shared.train(model or shared._scratch(spec.scratch, examples), examples, SFT(), phase.training)
+        if model is None:
+            raise InputError("the seed model has no phase to be trained in: give seed_model.phases, or pass --model")
+        return model
 
+    def _scratch(self, scratch: Scratch, examples: Stage) -> ModelSpec:
         def arguments(out: Path) -> dict[str, Any]:
-            return {"scratch": spec.scratch, "examples": examples.path, "out": out, "seed": self.seed}
+            return {"scratch": scratch, "examples": examples.path, "out": out, "seed": self.seed}
 
-        blank = shared._artifact("scratch", SCRATCH, {"scratch": spec.scratch}, [examples.key], arguments)
-        return shared.train(ModelSpec(source=str(blank.path)), examples, SFT(), spec.training)
+        return ModelSpec(
+            source=str(self._artifact("scratch", SCRATCH, {"scratch": scratch}, [examples.key], arguments).path)
+        )
 
     def dev_accuracy(self, task: Task, problems: int, evaluation: Evaluation) -> Callable[[ModelSpec], float]:
         """Return the measure by which `train` chooses an epoch: greedy accuracy on the first dev problems."""
@@ -246,21 +270,21 @@ class Lab:
         for arm, source in trained.items():
             target = self.run.path / ("model" if len(trained) == 1 else f"models/{arm}")
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(source, target)
+            try:
+                shutil.copytree(source, target)
+            except OSError as error:
+                # What copytree collects has no `strerror` of its own.
+                reason = error.strerror or error.args[0][0][-1]
+                raise InputError(f"cannot copy the model to {target}: {reason}; free some space and resume") from error
 
     def table(self, prompts: Sequence[Prompt] | Stage) -> Stage:
         """Return `prompts` as a stage."""
         return prompts if isinstance(prompts, Stage) else self.stage("prompts", Prompt, prompts)
 
-    def _reference(self, model: ModelSpec, examples: Stage, settings: Training) -> Stage:
-        params = {"model": model_key(model), "template": model.template, "precision": settings.precision}
-        arguments = {"model": model, "examples": examples.path, "settings": settings}
-        return self._sharded("reference", Score, REFERENCE, params, arguments, [examples], 1)
-
     def _sharded(
         self,
         name: str,
-        row_type: type,
+        row_type: type[Any],
         function: str,
         params: dict,
         arguments: dict,
@@ -323,10 +347,9 @@ class Lab:
         }
         groups = [i for i in inputs if isinstance(i, Groups)]
         if groups:
-            facts["groups"] = {
-                role: [s.path.name for s in getattr(groups[0], role)] for role in ("completions", "scores")
-            }
-            facts["groups"]["prompts"] = groups[0].prompts.path.name
+            tables = {"completions": groups[0].completions, "scores": groups[0].scores}
+            names: dict[str, Any] = {role: [_stage_name(t) for t in parts] for role, parts in tables.items()}
+            facts["groups"] = names | {"prompts": _stage_name(groups[0].prompts)}
         self.note("stage", **facts)
         if verb not in ("prompts", "score"):
             label = f"{self.arm} {self.round}" if self.round else self.arm
@@ -341,7 +364,9 @@ class Lab:
             self.note("train", **json.loads(line))
 
 
-def score_rows(groups: Groups, counts: Counter[str], *, scorer: Scorer) -> Iterator[Score]:
+def score_rows(
+    groups: Groups, counts: Counter[str], *, scorer: Callable[[Groups], Iterator[list[Score]]]
+) -> Iterator[Score]:
     """Yield the scores of all groups, counting those without a value by their note."""
     for score in chain.from_iterable(scorer(groups)):
         if score.value is None:
@@ -351,7 +376,15 @@ def score_rows(groups: Groups, counts: Counter[str], *, scorer: Scorer) -> Itera
 
 def _trained(model: ModelSpec, settings: Training, path: Path) -> ModelSpec:
     """Return the spec of what a training stage left in `path`: whole weights, or an adapter on `model`'s."""
-    return replace(model, adapter=str(path)) if settings.lora else ModelSpec(source=str(path), template=model.template)
+    return (
+        replace(model, adapter=str(path))
+        if settings.lora
+        else replace(model, source=str(path), revision=None, adapter=None)
+    )
+
+
+def _stage_name(table: Stage | Sequence[Any]) -> str | None:
+    return table.path.name if isinstance(table, Stage) else None
 
 
 def _counts(stage: Stage) -> dict[str, int]:

@@ -3,8 +3,9 @@
 Recipes and configurations are made of these. No torch here, so that `list` and `--help` answer at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -124,12 +125,20 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One pass of supervised training on `demonstrations` of a task; `options` replace the task's own for it."""
+
+    demonstrations: int = 8000
+    options: Mapping[str, Any] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeedModel:
-    """A model to start from, trained from random weights on a task's demonstrations."""
+    """A model to start from, trained from random weights on a task's demonstrations, phase after phase."""
 
     scratch: Scratch = field(default_factory=Scratch)
-    demonstrations: int = 8000
-    training: Training = field(default_factory=Training)
+    phases: tuple[Phase, ...] = (Phase(),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

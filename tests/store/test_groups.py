@@ -1,4 +1,5 @@
 import tracemalloc
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -173,6 +174,25 @@ def test_a_slice_reads_only_its_rows(tmp_path: Path) -> None:
     with mock.patch.object(stage, "from_batch", side_effect=stage.from_batch) as built:
         assert [g.prompt for g in groups.slice(200, 205)] == asked[200:205]
     assert sum(call.args[1].num_rows for call in built.call_args_list) == 5 + 20
+
+
+def test_fields_are_left_out_of_completions_only(tmp_path: Path) -> None:
+    told = [Score(completion_id=c.id, scorer="s", value=1.0, note="kept") for c in BASE]
+    tables = [
+        stored(tmp_path, name, rows, kind)
+        for name, rows, kind in (("p", QUESTIONS, Prompt), ("c", BASE, Completion), ("s", told, Score))
+    ]
+    whole = Groups(prompts=tables[0], completions=(tables[1],), scores=(tables[2],))
+    bare = whole.without("token_ids", "logprobs", "latents", "discarded")
+    stripped = tuple(replace(c, token_ids=None) for c in BASE[:3])
+    first = next(iter(bare))
+    assert first == Group(prompt=QUESTIONS[0], completions=stripped, scores=tuple(told[:3]))
+    assert first.completions[0].latents is not first.completions[1].latents
+    assert bare.key != whole.key
+    assert list(bare.slice(2, 4)) == list(bare)[2:4]
+    for name in ("id", "text", "parents", "nothing"):
+        with pytest.raises(InputError, match=f"Completion rows cannot be read without '{name}'"):
+            list(whole.without(name))
 
 
 def test_streaming_keeps_memory_flat(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def run(cfg: Config, lab: "Lab") -> Outcome:
     task = load_task(cfg.task)
     outcome = Outcome()
     with lab.scope(arm="seed_model"):
-        seed_model = cfg.model or lab.seed_model(task, cfg.seed_model)
+        seed_model = cfg.model or lab.seed_model(cfg.task, cfg.seed_model)
         outcome.add("seed_model", seed_model, lab.evaluate(seed_model, task, cfg.evaluation))
     _check_seed_model(lab, outcome.rounds["seed_model"][0], cfg.evaluation.k)
     for arm in cfg.arms:

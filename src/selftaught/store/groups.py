@@ -31,6 +31,7 @@ class Groups:
     verdicts: "tuple[Stage[Verdict] | Sequence[Verdict], ...]" = ()
     start: int = 0
     stop: int | None = None
+    left_out: tuple[str, ...] = ()
     _starts: list["array[int]"] = field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ class Groups:
     def key(self) -> str:
         """A key of the whole: of the tables, their roles and the part taken."""
         roles = [len(self.completions), len(self.scores), len(self.verdicts)]
-        return content_id("groups", self.parents, roles, self.start, self._end)
+        return content_id("groups", self.parents, roles, self.start, self._end, sorted(self.left_out))
 
     def slice(self, start: int, stop: int) -> "Groups":
         """Return the groups `start` to `stop` (left out) as a view: a worker's share. Reads only their rows."""
@@ -57,20 +58,29 @@ class Groups:
         self._align()
         return replace(self, start=low, stop=high)
 
+    def without(self, *fields: str) -> "Groups":
+        """Return the same groups whose completions leave out optional fields such as `token_ids` and `logprobs`.
+
+        A scorer that looks at the text alone reads them several times faster. Store what it makes of them, never the
+        completions themselves. Tables in memory are given as they are.
+        """
+        return replace(self, left_out=fields)
+
     def __iter__(self) -> Iterator[Group]:
         self._align()
+        left_out = [*[self.left_out] * len(self.completions), *[()] * (len(self.scores) + len(self.verdicts))]
         readers = [
-            (_rows(source, starts[self.start], starts[self._end]), starts)
-            for source, starts in zip(self._tables(), self._starts, strict=True)
+            (_rows(source, starts[self.start], starts[self._end], fields), starts)
+            for source, starts, fields in zip(self._tables(), self._starts, left_out, strict=True)
         ]
         ends = (len(self.completions), len(self.completions) + len(self.scores))
         for i, prompt in enumerate(_rows(self.prompts, self.start, self._end), self.start):
             parts = [tuple(islice(rows, starts[i + 1] - starts[i])) for rows, starts in readers]
             yield Group(
                 prompt=prompt,
-                completions=tuple(chain.from_iterable(parts[: ends[0]])),
-                scores=tuple(chain.from_iterable(parts[ends[0] : ends[1]])),
-                verdicts=tuple(chain.from_iterable(parts[ends[1] :])),
+                completions=_joined(parts[: ends[0]]),
+                scores=_joined(parts[ends[0] : ends[1]]),
+                verdicts=_joined(parts[ends[1] :]),
             )
 
     def _tables(self) -> tuple[Source, ...]:
@@ -128,8 +138,12 @@ class _Cursor:
             )
 
 
-def _rows(source: Source, start: int, stop: int) -> Iterator[Any]:
-    return iter(source[start:stop]) if isinstance(source, Sequence) else source.slice(start, stop)
+def _rows(source: Source, start: int, stop: int, without: tuple[str, ...] = ()) -> Iterator[Any]:
+    return iter(source[start:stop]) if isinstance(source, Sequence) else source.slice(start, stop, without)
+
+
+def _joined(parts: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return parts[0] if len(parts) == 1 else tuple(chain.from_iterable(parts))
 
 
 def _columns(source: Source, *names: str) -> Iterator[tuple[str, ...]]:

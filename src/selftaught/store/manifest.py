@@ -25,7 +25,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        version = manifest["format"]
+        version, *_ = (manifest[field] for field in ("format", "kind", "name", "key"))
     except FileNotFoundError:
         raise InputError(f"{path} is not a finished stage: it has no {MANIFEST}; resume the run that made it") from None
     except OSError as error:

@@ -12,8 +12,8 @@ form and no tokenizer takes it.
 import json
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from itertools import chain, pairwise, repeat
 from operator import attrgetter
 from types import NoneType
@@ -283,9 +283,8 @@ def row_type_named(name: str) -> type:
 
 def to_table(row_type: type, rows: Sequence[Any]) -> pa.Table:
     """Return the table of `rows`; InputError names the row, the column and the value that cannot be stored."""
-    for row in rows:
-        if type(row) is not row_type:
-            raise InputError(f"a table of {row_type.__name__} rows got a {type(row).__name__}; give one type only")
+    for other in set(map(type, rows)) - {row_type}:
+        raise InputError(f"a table of {row_type.__name__} rows got a {other.__name__}; give one type only")
     columns = _values(row_type, rows)
     schema = schema_of(row_type)
     return pa.Table.from_arrays([_packed(row_type, name, columns[name], rows) for name in schema.names], schema=schema)
@@ -328,20 +327,36 @@ def _complaint(row_type: type, row_id: str, name: str, value: Any, error: Except
     return f"{where} = {shown} is not of type {_KINDS[row_type][name].type}; convert it before writing"
 
 
-def from_batch(row_type: type[Row], batch: pa.RecordBatch) -> list[Row]:
-    """Return the rows of a batch that holds all columns of `row_type`."""
-    return _rows(row_type, batch, "")
+def from_batch(row_type: type[Row], batch: pa.RecordBatch, without: Collection[str] = ()) -> list[Row]:
+    """Return the rows of a batch that holds all columns of `row_type`, apart from the fields `without`.
+
+    Fields left out have their default.
+    """
+    return _rows(row_type, batch, "", without)
 
 
-def _rows(row_type: type[Row], batch: pa.RecordBatch, prefix: str) -> list[Row]:
+def _rows(row_type: type[Row], batch: pa.RecordBatch, prefix: str, without: Collection[str] = ()) -> list[Row]:
     # Slots are filled column by column at C speed. The constructor would take several times longer, to check and
     # hash what was checked and hashed when the row was made.
     rows = list(map(object.__new__, repeat(row_type, batch.num_rows)))
     for name, kind in FIELDS[row_type].items():
-        _fill(row_type, name, rows, kind.unpack(batch.column(_column(prefix, name))))
+        if name in without:
+            _fill(row_type, name, rows, (default_of(row_type, name) for _ in rows))
+        else:
+            _fill(row_type, name, rows, kind.unpack(batch.column(_column(prefix, name))))
     for name, inner in NESTED.get(row_type, {}).items():
         _fill(row_type, name, rows, _rows(inner, batch, name))
     return rows
+
+
+def default_of(row_type: type, name: str) -> Any:
+    """Return what a field is without a value; InputError if it is required or unknown."""
+    field = row_type.__dataclass_fields__.get(name)  # type: ignore[attr-defined]
+    if field is not None and field.default_factory is not MISSING:
+        return field.default_factory()
+    if field is None or field.default is MISSING or name in ("id", "parents"):
+        raise InputError(f"{row_type.__name__} rows cannot be read without {name!r}; leave out optional fields only")
+    return field.default
 
 
 def _fill(row_type: type, name: str, rows: Sequence[Any], values: Iterable[Any]) -> None:

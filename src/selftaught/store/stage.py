@@ -8,7 +8,7 @@ removes. The manifest is hidden too, for `datasets.load_dataset("parquet", data_
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from selftaught.store.artifact import Artifact, ArtifactWriter, open_artifact
 from selftaught.store.files import check_file, explained, hash_file, remember_hash, written_aside
 from selftaught.store.keys import stage_key
 from selftaught.store.manifest import MANIFEST, Claim, Origin, read_manifest, remedy
-from selftaught.store.schema import from_batch, row_type_named, schema_of, to_table, unpack_column
+from selftaught.store.schema import default_of, from_batch, row_type_named, schema_of, to_table, unpack_column
 
 __all__ = ["Stage", "StageWriter", "Store", "default_cache", "open_stage", "stage_key", "write_shard"]
 
@@ -63,10 +63,18 @@ class Stage(Generic[Row]):
     def __iter__(self) -> Iterator[Row]:
         return self.slice(0, len(self))
 
-    def slice(self, start: int, stop: int) -> Iterator[Row]:
-        """Yield rows `start` to `stop` (left out), reading only the row groups that hold them."""
-        for batch in self.batches(None, start, stop):
-            yield from from_batch(self.row_type, batch)
+    def slice(self, start: int, stop: int, without: Collection[str] = ()) -> Iterator[Row]:
+        """Yield rows `start` to `stop` (left out), reading only the row groups that hold them.
+
+        The fields `without` are not read and have their default: long ones, where only the others are looked at.
+        """
+        names = None
+        if without:
+            for name in without:
+                default_of(self.row_type, name)
+            names = [name for name in schema_of(self.row_type).names if name not in without]
+        for batch in self.batches(names, start, stop):
+            yield from from_batch(self.row_type, batch, without)
 
     def columns(self, *names: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[list[Any], ...]]:
         """Yield batches of the named columns, a list of values per column, without building rows."""

@@ -44,13 +44,16 @@ class Chains:
     """The world with its dials. Lengths count steps (operations), both ends included.
 
     `answer_only` is the share of demonstrations with a bare answer, `new_problems` the share that write a problem for
-    `<new>`, `variable_operands` the share of steps whose second operand is an earlier variable. `limit` bounds `train`.
+    `<new>`, `variable_operands` the share of steps whose second operand is an earlier variable. Written
+    operands go from 1 to `largest_operand` (`modulus` - 1); `multipliers`, where given, are those of products. `limit` bounds `train`.
     """
 
     modulus: int = 10
     lengths: tuple[int, int] = (3, 6)
     demonstration_lengths: tuple[int, int] | None = None
     operations: str = "+-*"
+    largest_operand: int | None = None
+    multipliers: tuple[int, ...] = ()
     variable_operands: float = 0.25
     answer_only: float = 0.6
     new_problems: float = 0.1
@@ -177,7 +180,14 @@ class Chains:
 
     def _problems(self, split: Split, lengths: tuple[int, int], seed: int) -> Iterator[Prompt]:
         """Yield the split's problems without repeats, in an order that the seed and the dials fix."""
-        dials = (self.modulus, lengths, self.operations, self.variable_operands)
+        dials = (
+            self.modulus,
+            lengths,
+            self.operations,
+            self.variable_operands,
+            self.largest_operand,
+            self.multipliers,
+        )
         source = random.Random(int(content_id("chains", split, seed, *dials), 16))
         seen: set[str] = set()
         misses = 0
@@ -203,9 +213,14 @@ class Chains:
             if source.random() < self.variable_operands:
                 operand = _LETTERS[_below(source, step)]
             else:
-                operand = str(1 + _below(source, self.modulus - 1))
+                operand = str(self._operand(source, operation))
             parts.append(f"{_LETTERS[step]}={_LETTERS[step - 1]}{operation}{operand}")
         return ";".join([*parts, f"{_LETTERS[length]}?"]), length
+
+    def _operand(self, source: random.Random, operation: str) -> int:
+        if operation == "*" and self.multipliers:
+            return self.multipliers[_below(source, len(self.multipliers))]
+        return 1 + _below(source, self.largest_operand or self.modulus - 1)
 
 
 def _evaluate(expression: str, values: dict[str, int]) -> int | None:

@@ -226,6 +226,9 @@ def collate(items: Sequence[Item], *, packed: bool, pad_id: int, device: torch.d
     )
 
 
+_LAYOUT_TENSORS = ("token", "place", "padding", "positions", "segments")
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return `batch` with its tensors on `device`."""
     if device.type == "cpu":
@@ -259,8 +262,9 @@ def _packed_inputs(rows: Sequence[Row], widths: Ids, places: Ids, pad_id: int) -
     layout = Layout(
         rows=len(rows),
         width=width,
-        pad=padded(np.arange(len(places)), 0),
-        unpad=torch.from_numpy(places),
+        token=padded(np.arange(len(places)), 0),
+        place=torch.from_numpy(places),
+        padding=torch.from_numpy(np.flatnonzero(np.bincount(places, minlength=len(rows) * width) == 0)),
         positions=padded(positions, 0).view(len(rows), width),
         segments=padded(segments, -1).view(len(rows), width),
         is_tree=bool(segments.max() > 1),
