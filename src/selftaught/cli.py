@@ -1,4 +1,4 @@
-"""The command line. Every command is a few lines over a public function; nothing heavy is imported before it is needed."""
+"""The command line. Every command is a few lines over a public function; heavy modules are imported when needed."""
 
 import argparse
 import sys
@@ -24,23 +24,34 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 bad input, 3 nothing to train on, 130 interrupted (resumable)."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and not arguments.takes_fields:
-        parser.error(f"unknown option {rest[0]!r}: see selftaught {arguments.command} --help")
-    arguments.overrides = rest
+    arguments, overrides = _parser().parse_known_args(argv)
+    arguments.overrides = overrides
     try:
+        _check(arguments)
         return arguments.function(arguments) or 0
     except SelftaughtError as error:
         print(f"selftaught: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         where = getattr(arguments, "out", None) or getattr(arguments, "directory", None)
-        hint = f": continue with selftaught resume {where}" if arguments.command in ("run", "resume") else ""
-        print(f"\nselftaught: interrupted{hint}", file=sys.stderr)
+        resumable = arguments.command in ("run", "resume")
+        remedy = f"continue with selftaught resume {where}" if resumable else "the same command continues"
+        print(f"\nselftaught: interrupted: {remedy}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return 0
+
+
+def _check(arguments) -> None:
+    if arguments.overrides and not arguments.takes_fields:
+        raise InputError(f"unknown option {arguments.overrides[0]!r}: see selftaught {arguments.command} --help")
+    directory = getattr(arguments, "directory", None)
+    if directory is not None and not directory.is_dir():
+        raise InputError(f"{directory} does not exist: give the --out of a run, or of selftaught generate")
+    for name in ("limit", "seeds", "processes"):
+        number = getattr(arguments, name, None)
+        if number is not None and number < 1:
+            raise InputError(f"--{name} {number}: give 1 or more")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -396,9 +407,13 @@ def _score(arguments) -> None:
     from selftaught.scorers.votes import Votes
     from selftaught.tasks import load_task
 
-    task = load_task(_task_spec(arguments))
     with _open_lab(arguments.directory, arguments) as lab:
         groups = lab.run.read_groups()
+        spec = _task_spec(arguments)
+        if spec.name == "user" and spec.data is None:
+            # Its answer reader and verifier do for prompts that are here already.
+            spec = replace(spec, data=str(cast("Stage", groups.prompts).path))
+        task = load_task(spec)
         k = 1 + max(max(numbers) for (numbers,) in _newest(groups.completions).columns("k"))
         groups = lab.score(groups, Votes(task=task, k=k) if arguments.scorer == "votes" else Verifier(task=task))
         lab.run.write_groups(groups)

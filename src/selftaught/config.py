@@ -9,6 +9,7 @@ import difflib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar
 
 import cattrs
@@ -73,7 +74,8 @@ def _apply(kind: type, data: dict[str, Any], arguments: Sequence[str]) -> dict[s
         *parents, leaf = key.replace("-", "_").split(".")
         for depth, part in enumerate(parents):
             _known_field(inner, part, parents[:depth])
-            field = _dataclass_in(_types(inner)[part])
+            kind_of_part = _types(inner)[part]
+            field = None if typing.get_origin(kind_of_part) is tuple else _dataclass_in(kind_of_part)
             if field is None:
                 path = ".".join(parents[: depth + 1])
                 raise InputError(f"--{key}: {path} has no fields of its own; give it whole, --{path} VALUE")
@@ -110,13 +112,13 @@ def _parse_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _parse_value(text: str, kind: Any) -> Any:
-    options = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        return [_parse_value(part, typing.get_args(kind)[0]) for part in text.split(",") if part != ""]
+    options = _options(kind)
     if type(None) in options and text.lower() in ("none", "null"):
         return None
-    if kind is str or str in options and typing.get_origin(kind) is not tuple:
+    if str in options:
         return text
-    if typing.get_origin(kind) is tuple:
-        return [_parse_value(part, options[0]) for part in text.split(",") if part != ""]
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -132,7 +134,19 @@ def _refuse_unknown(kind: Any, data: Any, path: str) -> None:
         return
     for key, value in data.items():
         _known_field(kind, str(key), path.split(".")[:-1])
-        _refuse_unknown(_types(kind)[key], value, f"{path}{key}.")
+        wanted = _types(kind)[key]
+        _refuse_shape(wanted, value, f"{path}{key}")
+        _refuse_unknown(wanted, value, f"{path}{key}.")
+
+
+def _refuse_shape(kind: Any, value: Any, path: str) -> None:
+    """Refuse one value where several are wanted: cattrs would take a text as the list of its letters."""
+    origins = [typing.get_origin(option) or option for option in _options(kind)]
+    if tuple in origins and not isinstance(value, list | tuple):
+        raise InputError(f"{path} = {value!r}: write a list, [{value!r}]")
+    holds_fields = any(isinstance(o, type) and (issubclass(o, Mapping) or dataclasses.is_dataclass(o)) for o in origins)
+    if holds_fields and not isinstance(value, Mapping) and not (value is None and type(None) in origins):
+        raise InputError(f"{path} = {value!r}: write keys and values, {{key: value}}")
 
 
 def _known_field(kind: type, name: str, parents: Sequence[str]) -> None:
@@ -158,6 +172,11 @@ def _explain(error: BaseException, kind: type | None) -> str:
 
 def _types(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the one type that `kind` is."""
+    return typing.get_args(kind) if isinstance(kind, UnionType) else (kind,)
 
 
 def _dataclass_in(kind: Any) -> type | None:

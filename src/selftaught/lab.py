@@ -4,6 +4,7 @@ Each verb is a cached stage: its key is a hash of what it does, on what, with wh
 stage is complete returns it at once, so a method that is run again continues where it stopped.
 """
 
+import hashlib
 import json
 import math
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 
 from selftaught.errors import InputError, NothingToTrainOn
 from selftaught.evals.evaluate import evaluate_greedy, evaluate_samples
-from selftaught.evals.metrics import PerProblem
+from selftaught.evals.metrics import PerProblem, ordering_quality, pair_margin
 from selftaught.executor import Executor, Inline
 from selftaught.models.load import model_key
 from selftaught.scorers.base import Scorer
@@ -29,6 +30,7 @@ from selftaught.specs import (
     Evaluation,
     ModelSpec,
     ObjectiveSpec,
+    Phase,
     Preference,
     Sampling,
     Scratch,
@@ -42,7 +44,7 @@ from selftaught.store.stage import Stage, Store, default_cache, stage_key
 from selftaught.tasks import load_task
 from selftaught.tasks.task import Task, TaskSpec
 from selftaught.train.loop import TrainJob
-from selftaught.types import Completion, Demonstration, Prompt, Report, Score
+from selftaught.types import Completion, Demonstration, Pair, Prompt, Report, Score
 
 COMPLETIONS_PER_SHARD = 4096
 GENERATE = "selftaught.engines.shards:generate_shards"
@@ -135,7 +137,11 @@ class Lab:
         *,
         dev: Callable[[ModelSpec], float] | None = None,
     ) -> ModelSpec:
-        """Train `model` and return the result: the last weights or, given `dev`, those of the epoch where it is highest."""
+        """Train `model` and return the last weights or, given `dev`, those of the epoch where it is highest."""
+        if isinstance(objective, Preference) and examples.row_type is not Pair:
+            raise InputError(
+                f"{examples.path} holds {examples.row_type.__name__} rows: a preference loss needs Pair rows"
+            )
         settings = replace(settings, snapshots="epoch") if dev else settings
         params = {"model": model_key(model), "template": model.template, "objective": objective, "settings": settings}
 
@@ -169,8 +175,16 @@ class Lab:
 
         Returns the reports by name (`accuracy`, `accuracy_sc8`, `vote_share`, ...) and their values by problem. In the
         metrics the names follow `prefix`.
+
+        Raises:
+            InputError: there is no problem.
         """
-        k, problems = evaluation.k, self.table(task.test(evaluation.problems) if prompts is None else prompts)
+        chosen = task.test(evaluation.problems) if prompts is None else prompts
+        if not chosen:
+            raise InputError(
+                f"task {task.name} has no problem to measure on: give at least 10 rows, or a file for each split"
+            )
+        k, problems = evaluation.k, self.table(chosen)
         sampling = Sampling(
             k=k,
             temperature=evaluation.temperature,
@@ -198,7 +212,7 @@ class Lab:
         """
         content: dict[str, Any]
         if isinstance(rows, Sequence):
-            function, content = "rows", {"ids": [row.id for row in rows]}
+            function, content = "rows", {"rows": _hash_rows(rows)}
         else:
             spec = None if hasattr(rows, "__qualname__") else rows
             function, content = _function_name(rows), {"spec": spec, **params}
@@ -219,36 +233,43 @@ class Lab:
     def seed_model(self, task: TaskSpec, spec: SeedModel) -> ModelSpec:
         """Train a small model from random weights on the task's demonstrations, in the cache that all runs share.
 
-        Its tokenizer is trained on the first phase's demonstrations.
+        Its tokenizer is trained on the demonstrations of all phases.
 
         Raises:
             InputError: the task has no demonstrations.
         """
         shared = replace(self, shared=True)
-        model = None
-        for phase in spec.phases:
-            world = load_task(replace(task, options={**task.options, **phase.options}))
-            rows = world.demonstrations(phase.demonstrations, seed=self.seed)
-            if not rows:
-                raise InputError(f"task {task.name} has no demonstrations to train a seed model on: pass --model")
-            examples = shared.stage("demonstrations", Demonstration, rows)
-            model = shared.train(model or shared._scratch(spec.scratch, examples), examples, SFT(), phase.training)
-        if model is None:
-            raise InputError("the seed model has no phase to be trained in: give seed_model.phases, or pass --model")
+        tables = [shared._demonstrations(task, phase) for phase in spec.phases]
+        model = shared._scratch(spec.scratch, tables)
+        for phase, examples in zip(spec.phases, tables, strict=True):
+            model = shared.train(model, examples, SFT(), phase.training)
         return model
 
-    def _scratch(self, scratch: Scratch, examples: Stage) -> ModelSpec:
-        def arguments(out: Path) -> dict[str, Any]:
-            return {"scratch": scratch, "examples": examples.path, "out": out, "seed": self.seed}
+    def _demonstrations(self, task: TaskSpec, phase: Phase) -> Stage:
+        world = load_task(replace(task, options={**task.options, **phase.options}))
+        rows = world.demonstrations(phase.demonstrations, seed=self.seed)
+        if not rows:
+            raise InputError(f"task {task.name} has no demonstrations to train a seed model on: pass --model")
+        return self.stage("demonstrations", Demonstration, rows)
 
-        return ModelSpec(
-            source=str(self._artifact("scratch", SCRATCH, {"scratch": scratch}, [examples.key], arguments).path)
-        )
+    def _scratch(self, scratch: Scratch, tables: Sequence[Stage]) -> ModelSpec:
+        def arguments(out: Path) -> dict[str, Any]:
+            return {"scratch": scratch, "examples": [t.path for t in tables], "out": out, "seed": self.seed}
+
+        made = self._artifact("scratch", SCRATCH, {"scratch": scratch}, [t.key for t in tables], arguments)
+        return ModelSpec(source=str(made.path))
 
     def dev_accuracy(self, task: Task, problems: int, evaluation: Evaluation) -> Callable[[ModelSpec], float]:
         """Return the measure by which `train` chooses an epoch: greedy accuracy on the first dev problems."""
         prompts, greedy = task.dev(problems), replace(evaluation, k=1)
-        return lambda model: self.evaluate(model, task, greedy, prompts, "dev/")[0]["accuracy"].mean
+
+        def measure(model: ModelSpec) -> float:
+            accuracy = self.evaluate(model, task, greedy, prompts, "dev/")[0]["accuracy"]
+            if not accuracy.n:
+                raise InputError(f"no dev problem of task {task.name} has an answer to choose by: set --dev_problems 0")
+            return accuracy.mean
+
+        return measure
 
     def note_report(self, report: Report) -> None:
         """Append a report to the run's metrics."""
@@ -258,14 +279,31 @@ class Lab:
         """Print a warning; raise it as InputError where the lab is strict."""
         if self.strict:
             raise InputError(message)
-        print(f"warning: {message}", file=sys.stderr)
+        self.tell(f"warning: {message}")
+
+    def tell(self, message: str) -> None:
+        """Print a line for the user."""
+        print(message, file=sys.stderr)
+
+    def measure_votes(self, groups: Groups, examples: Stage, k: int) -> None:
+        """Note what votes are worth: their share, order against gold, Somers' D, and the accuracy margin of the pairs.
+
+        ScPO (arXiv 2411.04109), figures 2 and 3 and table 7.
+        """
+        for report in evaluate_samples(groups, k)[0]:
+            self.note_report(replace(report, name=f"train/{report.name}"))
+        if order := ordering_quality(groups):
+            self.note("order", right=order.right, tie=order.tie, wrong=order.wrong, n=order.n)
+        verdicts = {s.completion_id: s.value for group in groups for s in group.scores if s.scorer == "verifier"}
+        pairs = (example for example in examples if isinstance(example, Pair))
+        self.note("pairs", kept=len(examples), margin=pair_margin(pairs, verdicts))
 
     def note(self, event: str, **facts: Any) -> None:
         """Append one line to the run's metrics."""
         self.run.append_metrics({"event": event, "arm": self.arm, "round": self.round, **facts})
 
     def keep_models(self, models: Mapping[str, ModelSpec]) -> None:
-        """Copy trained models out of their stages: the last one to `model/`, each arm's to `models/ARM/` where there are several."""
+        """Copy trained models out of their stages: to `model/` or, where there are several arms, to `models/ARM/`."""
         trained = {arm: Path(m.adapter or m.source) for arm, m in models.items() if arm != "seed_model"}
         for arm, source in trained.items():
             target = self.run.path / ("model" if len(trained) == 1 else f"models/{arm}")
@@ -343,7 +381,7 @@ class Lab:
             "seconds": round(manifest["finished"] - manifest["started"], 2),
             "cached": cached,
             "counts": manifest.get("facts", {}).get("counts", {}),
-            "inputs": [parent for parent in manifest["parents"]],
+            "inputs": list(manifest["parents"]),
         }
         groups = [i for i in inputs if isinstance(i, Groups)]
         if groups:
@@ -354,10 +392,8 @@ class Lab:
         if verb not in ("prompts", "score"):
             label = f"{self.arm} {self.round}" if self.round else self.arm
             state = "cached" if cached else f"{facts['seconds']:.1f} s"
-            print(
-                f"{label:<18} {verb:<14} {facts['rows']:>8,} {'files' if isinstance(made, Artifact) else 'rows':<6} {state}",
-                file=sys.stderr,
-            )
+            unit = "files" if isinstance(made, Artifact) else "rows"
+            print(f"{label:<18} {verb:<14} {facts['rows']:>8,} {unit:<6} {state}", file=sys.stderr)
 
     def _copy_training_metrics(self, path: Path) -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -385,6 +421,14 @@ def _trained(model: ModelSpec, settings: Training, path: Path) -> ModelSpec:
 
 def _stage_name(table: Stage | Sequence[Any]) -> str | None:
     return table.path.name if isinstance(table, Stage) else None
+
+
+def _hash_rows(rows: Iterable[Any]) -> str:
+    """Return a hash of all fields: an id leaves out some, such as a pair's weight."""
+    digest = hashlib.blake2b(digest_size=12)
+    for row in rows:
+        digest.update(f"{row!r}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _counts(stage: Stage) -> dict[str, int]:

@@ -5,9 +5,9 @@ assumptions about the hardware. Rules of thumb: 2 FLOPs per parameter and token 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from selftaught.specs import Scratch, Training
+from selftaught.specs import Evaluation, Scratch, Training
 
 ADAM_BYTES = 16
 """Per trained parameter: fp32 master weight, two moments, gradient."""
@@ -22,6 +22,42 @@ class Work:
     rows: int
     tokens: int
     passes: int
+
+
+def round_plan(
+    label: str,
+    *,
+    problems: int,
+    samples: int,
+    tokens: int,
+    completions: int,
+    training: Training,
+    dev: int = 0,
+    written: int = 0,
+    written_tokens: int = 0,
+) -> list[Work]:
+    """List one round: `samples` of every problem of `tokens` each, training on `completions` of them, choice of epoch.
+
+    `problems` counts the `written` ones, which a model writes first with `written_tokens` each; `dev` problems choose
+    the epoch.
+    """
+    seen = problems * (PROMPT_TOKENS + completions * tokens)
+    epochs = int(training.epochs) if dev else 0
+    works = [
+        Work(name="new problems", rows=written, tokens=written * (5 * PROMPT_TOKENS + written_tokens), passes=2),
+        Work(name="samples", rows=problems * samples, tokens=problems * (PROMPT_TOKENS + samples * tokens), passes=2),
+        Work(name="reference", rows=problems, tokens=seen if completions > 1 else 0, passes=2),
+        Work(name="training", rows=problems, tokens=int(seen * training.epochs), passes=6),
+        Work(name="choice of epoch", rows=dev * epochs, tokens=dev * epochs * (PROMPT_TOKENS + tokens), passes=2),
+    ]
+    return [replace(work, name=f"{label}: {work.name}") for work in works if work.tokens]
+
+
+def evaluation_plan(label: str, problems: int, evaluation: Evaluation) -> Work:
+    """Return the work of one evaluation: a greedy completion and `evaluation.k` samples of every problem."""
+    samples = 1 + evaluation.k
+    tokens = problems * (PROMPT_TOKENS + samples * evaluation.max_tokens)
+    return Work(name=f"{label}: evaluation", rows=problems * samples, tokens=tokens, passes=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +118,8 @@ def _notes(parameters: float, settings: Training, devices: int, device: Device) 
         f"assumed: {device.training_share:.0%} of {device.peak_flops / 1e12:g} TFLOP/s in training, "
         f"{device.decoding_share:.0%} in generation, {PROMPT_TOKENS} tokens a prompt"
     )
-    verdict = "fits" if need < 0.8 * device.memory_bytes else "does not fit: more --processes, or --training.lora.rank 16"
+    fits = need < 0.8 * device.memory_bytes
+    remedy = "--training.strategy fsdp2 with more --processes, or --training.lora.rank 16"
+    verdict = "fits" if fits else f"does not fit: {remedy}"
     yield f"weights and optimizer: {need / 1e9:.2f} GB of {device.memory_bytes / 1e9:.0f} GB per device, {verdict}"
     yield "generation uses our own sampler; an engine on the extra selftaught[vllm] would speed it up"

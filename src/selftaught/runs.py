@@ -1,5 +1,6 @@
 """One run of a method in one directory: start it, resume it, sum it up."""
 
+import json
 import time
 from math import isfinite
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from selftaught import methods
 from selftaught.config import from_dict, to_dict
+from selftaught.errors import InputError
 from selftaught.evals.intervals import Interval, paired_bootstrap
 from selftaught.executor import Inline, Torchrun
 from selftaught.lab import Lab
@@ -27,13 +29,15 @@ def run_method(
         RunLocked: another process is running in `out`.
     """
     started = time.perf_counter()
-    settings = {
+    settings: dict[str, Any] = {
         "method": method.name,
         "recipe": recipe,
         "seed": seed,
         "processes": processes,
         "config": to_dict(config),
     }
+    # As it is read back: a 3 that means 3.0 must not make another stage key when the run is resumed.
+    config = from_dict(method.config, settings["config"])
     with RunDirectory(out) as run:
         run.write_config(settings)
         # Stages that are there are passed through again, and noted again.
@@ -42,14 +46,23 @@ def run_method(
         lab = Lab(run=run, seed=seed, executor=executor, strict=strict)
         outcome = method.run(config, lab)
         lab.keep_models(outcome.models)
-        summary = summarise(method, recipe, seed, outcome, time.perf_counter() - started)
+        # A finished run that is run again only reads its stages.
+        seconds = max(time.perf_counter() - started, _seconds_of_finished(out))
+        summary = summarise(method, recipe, seed, outcome, seconds)
         run.write_summary(summary)
     return summary
 
 
 def resume(out: Path) -> dict[str, Any]:
-    """Continue the run in `out` with the settings it was started with."""
+    """Continue the run in `out` with the settings it was started with.
+
+    Raises:
+        InputError: `out` holds no run.
+    """
     settings = RunDirectory(out).read_config()
+    lacking = [name for name in ("method", "recipe", "seed", "processes", "config") if name not in settings]
+    if lacking:
+        raise InputError(f"{out}/config.yaml lacks {lacking[0]!r}: mend it, or start a new run with --config")
     method = methods.get(settings["method"])
     config: Any = from_dict(method.config, settings["config"])
     return run_method(
@@ -69,7 +82,7 @@ def summarise(method: Method, recipe: str, seed: int, outcome: Outcome, wall_sec
             arm: {name: {"mean": finite(r.mean), "stderr": finite(r.stderr), "n": r.n} for name, r in reports.items()}
             for arm, reports in last.items()
         },
-        "claims": [claim_row(c, _over_problems(c, outcome), None) for c in method.claims if _can_show(c, outcome)],
+        "claims": [claim_row(c, interval, None) for c in method.claims if (interval := _over_problems(c, outcome))],
         "per_seed": {
             str(seed): {arm: {n: finite(r.mean) for n, r in reports.items()} for arm, reports in last.items()}
         },
@@ -80,6 +93,11 @@ def summarise(method: Method, recipe: str, seed: int, outcome: Outcome, wall_sec
         "tried": 0,
         "versions": versions(),
     }
+
+
+def _seconds_of_finished(out: Path) -> float:
+    file = out / "summary.json"
+    return float(json.loads(file.read_text(encoding="utf-8"))["wall_seconds"]) if file.exists() else 0.0
 
 
 def claim_row(claim: Claim, interval: Interval, holds: bool | None) -> dict[str, Any]:
@@ -93,7 +111,7 @@ def claim_row(claim: Claim, interval: Interval, holds: bool | None) -> dict[str,
     }
     row |= {"gold": claim.gold, "share": claim.share} if claim.gold else {}
     return row | {
-        kind: interval.estimate,
+        kind: finite(interval.estimate),
         "ci95": [finite(interval.low), finite(interval.high)],
         "over": interval.over,
         "holds": holds,
@@ -105,13 +123,11 @@ def finite(value: float) -> float | None:
     return value if isfinite(value) else None
 
 
-def _can_show(claim: Claim, outcome: Outcome) -> bool:
-    """A ratio of gains is left to several seeds."""
-    return claim.gold is None and {claim.arm, claim.baseline} <= outcome.values.keys()
-
-
-def _over_problems(claim: Claim, outcome: Outcome) -> Interval:
+def _over_problems(claim: Claim, outcome: Outcome) -> Interval | None:
+    """Return the claim's interval; None where no problem was measured, and for a ratio, which needs several seeds."""
+    if claim.gold or not {claim.arm, claim.baseline} <= outcome.values.keys():
+        return None
     ours, baseline = (outcome.values[arm][claim.metric] for arm in (claim.arm, claim.baseline))
     pairs = [(value, baseline.get(problem)) for problem, value in ours.items()]
     both = [(a, b) for a, b in pairs if a is not None and b is not None]
-    return paired_bootstrap([a for a, _ in both], [b for _, b in both])
+    return paired_bootstrap([a for a, _ in both], [b for _, b in both]) if both else None

@@ -76,7 +76,7 @@ class Policy(Protocol):
 
 @dataclass(slots=True)
 class SoftmaxState:
-    """The distinct settings (temperature, top_k, top_p, min_p) of the running rows and, per row, which one is its own."""
+    """The distinct settings (temperature, top_k, top_p, min_p) of the running rows, and which of them each row has."""
 
     settings: tuple[tuple[float, int, float, float], ...]
     index: Tensor
@@ -87,7 +87,9 @@ class SoftmaxState:
 
     def join(self, other: "SoftmaxState") -> "SoftmaxState":
         """Return the state of these rows followed by those of `other`."""
-        settings = tuple(dict.fromkeys(self.settings + other.settings))
+        if self.settings == other.settings and len(self.settings) == 1:
+            return SoftmaxState(self.settings, torch.cat([self.index, other.index]))
+        settings = tuple(dict.fromkeys(_used(self) + _used(other)))
         return SoftmaxState(settings, torch.cat([_renumber(self, settings), _renumber(other, settings)]))
 
 
@@ -115,7 +117,11 @@ class SoftmaxPolicy:
         return Draw(tokens=tokens, logprobs=logprobs)
 
 
+def _used(state: SoftmaxState) -> tuple:
+    # Settings whose rows are gone are dropped, or a server's list would grow for ever.
+    return tuple(state.settings[i] for i in state.index.unique().tolist())
+
+
 def _renumber(state: SoftmaxState, settings: tuple) -> Tensor:
-    if state.settings == settings:
-        return state.index
-    return torch.tensor([settings.index(s) for s in state.settings])[state.index]
+    number = {s: i for i, s in enumerate(settings)}
+    return torch.tensor([number.get(s, -1) for s in state.settings])[state.index]

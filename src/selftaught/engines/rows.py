@@ -45,7 +45,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What happened to sample `sample` of a request: a token came, `count` shown tokens were taken back, or it is done."""
+    """What happened to sample `sample` of a request: a token came, `count` tokens were taken back, or it is done."""
 
     kind: Literal["token", "retract", "done"]
     request: str
@@ -61,7 +61,7 @@ class Seats:
 
     def __init__(self, seats: int) -> None:
         self.free = np.ones(seats, bool)
-        self.request: list[Request | None] = [None] * seats
+        self.request: dict[int, Request] = {}
         self.sample = np.zeros(seats, np.int64)
         self.count = np.zeros(seats, np.int64)
         self.draws = np.zeros(seats, np.int64)
@@ -97,7 +97,7 @@ class Seats:
         """Free these seats."""
         self.free[seat] = True
         for s in seat.tolist():
-            self.request[s] = None
+            del self.request[s]
             self.discarded.pop(s, None)
 
     def next_uniforms(self, seat: np.ndarray) -> Tensor:

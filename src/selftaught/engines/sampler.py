@@ -5,11 +5,12 @@ how often the row was asked, so that it does not depend on the rows beside it; s
 whole rows are equal bit for bit.
 """
 
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from selftaught.text.templates import encode_prompt, end_token_ids
 from selftaught.types import Completion, Prompt, completion_id
 
 PREFILL_TOKENS = 2048
+CPU_SLOTS = ((3e6, 256), (2e7, 128), (float("inf"), 32))
 
 
 @dataclass(slots=True)
@@ -42,11 +44,31 @@ class _Ready:
     left: deque[tuple[int, Request, int]]
 
 
+@dataclass(slots=True)
+class _Running:
+    """The rows that decode: their seats [R], states, and what the model said last: logits [R, V] and hidden [R, d]."""
+
+    seat: np.ndarray
+    state: Any
+    policy_state: Any
+    logits: Tensor
+    hidden: Tensor
+
+    def join(self, other: "_Running") -> "_Running":
+        return _Running(
+            np.concatenate([self.seat, other.seat]),
+            self.state.join(other.state),
+            self.policy_state.join(other.policy_state),
+            torch.cat([self.logits, other.logits]),
+            torch.cat([self.hidden, other.hidden]),
+        )
+
+
 class Sampler:
     """Draws samples for requests, many rows at a time.
 
     Args:
-        model: a transformers causal language model, or any `Decodable`.
+        model: a transformers causal language model, in eval mode, or any `Decodable` that is not an nn.Module.
         tokenizer: turns ids into text, for stop strings and outputs.
         slots: rows that decode at once; by default chosen for the model's size and device (`default_slots`).
         policy: how rows decode.
@@ -64,8 +86,13 @@ class Sampler:
         template: str = "plain",
         share: bool = True,
     ) -> None:
-        is_plain = isinstance(model, torch.nn.Module) and not hasattr(model, "prefill")
-        self.model: Decodable = open_decodable(model, slots or default_slots(model), share) if is_plain else model
+        if isinstance(model, torch.nn.Module) and model.training:
+            raise InputError(
+                f"{type(model).__name__} is in training mode, where dropout is active: call model.eval() first"
+            )
+        self.model: Decodable = (
+            open_decodable(model, slots or default_slots(model), share) if isinstance(model, torch.nn.Module) else model
+        )
         self.tokenizer = tokenizer
         self.policy = policy or SoftmaxPolicy()
         self._stop_ids = np.array(sorted(_stop_ids(model, tokenizer, template)), np.int64)
@@ -73,11 +100,7 @@ class Sampler:
         self._seats = Seats(self.model.slots)
         self._waiting: deque[Request] = deque()
         self._ready: deque[_Ready] = deque()
-        self._seat = np.zeros(0, np.int64)
-        self._state: Any = None
-        self._policy_state: Any = None
-        self._logits: Tensor | None = None
-        self._hidden: Tensor | None = None
+        self._running: _Running | None = None
 
     @property
     def queued(self) -> int:
@@ -87,7 +110,7 @@ class Sampler:
     @property
     def busy(self) -> bool:
         """Whether `run_step` has anything left to do."""
-        return bool(self._waiting or self._ready or len(self._seat))
+        return bool(self._waiting or self._ready or self._running)
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -96,9 +119,10 @@ class Sampler:
             InputError: its prompt is empty or leaves no room for a token in the model's context.
         """
         check_fits(request.id, len(request.prompt), self.model.context)
-        if not request.seeds or request.sampling.max_tokens < 1:
+        samples, tokens = len(request.seeds), request.sampling.max_tokens
+        if samples < 1 or tokens < 1:
             raise InputError(
-                f"request {request.id} asks for {len(request.seeds)} samples of {request.sampling.max_tokens} tokens: ask for at least one of each"
+                f"request {request.id} asks for {samples} samples of {tokens} tokens: ask for 1 or more of each"
             )
         self._stops.number(request.sampling.stop)
         self._waiting.append(request)
@@ -109,27 +133,30 @@ class Sampler:
         for ready in self._ready:
             ready.left = deque(x for x in ready.left if x[1].id != request_id)
         self._ready = deque(r for r in self._ready if r.left)
-        running = np.array([self._seats.request[s].id != request_id for s in self._seat.tolist()], bool)
-        if not running.all():
-            keep = torch.from_numpy(np.flatnonzero(running))
-            self._keep(keep)
-            self._logits, self._hidden = (x[keep.to(x.device)] for x in (self._logits, self._hidden))
+        if self._running:
+            kept = np.array([self._seats.request[s].id != request_id for s in self._running.seat.tolist()])
+            if not kept.all():
+                index = torch.from_numpy(np.flatnonzero(kept)).to(self._running.logits.device)
+                logits, hidden = self._running.logits[index], self._running.hidden[index]
+                self._running = self._keep(self._running, kept, logits, hidden)
 
     @torch.no_grad()
     def run_step(self) -> list[Event]:
         """Draw one token (or what the policy draws) in every running row and return what happened."""
         self._read_prompts()
         self._seat_samples()
-        if not len(self._seat):
+        rows = self._running
+        if rows is None:
             return []
-        u = self._seats.next_uniforms(self._seat).to(self._logits.device)
-        draw = self.policy(self._logits, self._hidden, self._policy_state, u)
-        tokens, logprobs = draw.tokens.cpu().numpy(), draw.logprobs.float().cpu().numpy()
-        events = self._record(draw, tokens, logprobs)
-        stopped, full = self._finished(draw, tokens)
+        u = self._seats.next_uniforms(rows.seat).to(rows.logits.device)
+        draw = self.policy(rows.logits, rows.hidden, rows.policy_state, u)
+        tokens = draw.tokens.cpu().numpy()
+        events = self._record(rows, draw, tokens)
+        stopped, full = self._finished(rows, draw, tokens)
         done = stopped | full
-        events += [self._done(row, bool(stopped[row])) for row in np.flatnonzero(done).tolist()]
-        self._advance(draw, tokens, ~done)
+        for row in np.flatnonzero(done).tolist():
+            events.append(self._done(int(rows.seat[row]), bool(stopped[row])))
+        self._running = self._advance(rows, draw, tokens, ~done)
         return events
 
     def _read_prompts(self) -> None:
@@ -138,8 +165,7 @@ class Sampler:
         while self._waiting and sum(len(r.left) for r in self._ready) < free:
             batch = [self._waiting.popleft()]
             width, samples = len(batch[0].prompt), len(batch[0].seeds)
-            alone = getattr(self.model, "prefill_alone", False)
-            while self._waiting and not alone and samples < free + self.model.slots:
+            while self._waiting and not self.model.prefill_alone and samples < free + self.model.slots:
                 width = max(width, len(self._waiting[0].prompt))
                 if width * (len(batch) + 1) > PREFILL_TOKENS:
                     break
@@ -171,16 +197,12 @@ class Sampler:
             limits=[self._limit(request) for _, request, _ in taken],
         )
         prompts = {row: torch.tensor(request.prompt) for row, request, _ in taken}
-        state = ready.state.fork(rows, 1)
         policy_state = self.policy.start(
             [prompts[row] for row, _, _ in taken], [r.sampling for _, r, _ in taken], self.model.embed
         )
         logits, hidden = (x[rows.to(x.device)] for x in (ready.logits, ready.hidden))
-        if len(self._seat):
-            state, policy_state = self._state.join(state), self._policy_state.join(policy_state)
-            logits, hidden = torch.cat([self._logits, logits]), torch.cat([self._hidden, hidden])
-        self._state, self._policy_state, self._logits, self._hidden = state, policy_state, logits, hidden
-        self._seat = np.concatenate([self._seat, seat])
+        started = _Running(seat, ready.state.fork(rows, 1), policy_state, logits, hidden)
+        self._running = self._running.join(started) if self._running else started
 
     def _limit(self, request: Request) -> int:
         # The last token drawn is never fed, so it needs no position.
@@ -189,98 +211,102 @@ class Sampler:
         )
         return min(request.sampling.max_tokens, room)
 
-    def _record(self, draw: Draw, tokens: np.ndarray, logprobs: np.ndarray) -> list[Event]:
+    def _record(self, rows: _Running, draw: Draw, tokens: np.ndarray) -> list[Event]:
         drawn = tokens >= 0
-        every = bool(drawn.all())
-        seat = self._seat if every else self._seat[drawn]
-        if not every:
-            tokens, logprobs = tokens[drawn], logprobs[drawn]
+        seat, tokens, logprobs = rows.seat[drawn], tokens[drawn], draw.logprobs.float().cpu().numpy()[drawn]
         if not np.isfinite(logprobs).all():
-            bad = int(seat[np.flatnonzero(~np.isfinite(logprobs))[0]])
+            bad = int(seat[~np.isfinite(logprobs)][0])
+            name, n = self._seats.request[bad].id, self._seats.count[bad]
             raise InputError(
-                f"the model's logits for {self._seats.request[bad].id} are not finite after {self._seats.count[bad]} tokens: "
-                "check the weights, or load them in float32 or bfloat16"
+                f"the logits for prompt {name} are not finite after {n} tokens: check the model's weights and dtype"
             )
         self._seats.record(seat, tokens, logprobs)
         if draw.latents:
-            self._seats.record_latents(self._seat, {k: v.float().cpu().numpy() for k, v in draw.latents.items()})
+            self._seats.record_latents(rows.seat, {k: v.float().cpu().numpy() for k, v in draw.latents.items()})
         events = []
         for i in np.flatnonzero(self._seats.stream[seat]).tolist():
             events.append(self._event("token", int(seat[i]), token=int(tokens[i]), logprob=float(logprobs[i])))
-        return events + self._retract(draw)
+        return events if draw.retract is None else events + self._retract(rows, draw.retract.cpu().numpy())
 
-    def _retract(self, draw: Draw) -> list[Event]:
-        if draw.retract is None:
-            return []
+    def _retract(self, rows: _Running, counts: np.ndarray) -> list[Event]:
         events = []
-        counts = draw.retract.cpu().numpy()
         for row in np.flatnonzero(counts > 0).tolist():
-            seat = int(self._seat[row])
+            seat = int(rows.seat[row])
             count = self._seats.retract(seat, int(counts[row]))
             if self._seats.stream[seat]:
                 events.append(self._event("retract", seat, count=count))
         return events
 
-    def _finished(self, draw: Draw, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _finished(self, rows: _Running, draw: Draw, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which rows stopped and which ran out of tokens or context."""
         if draw.truncate is not None:
             lengths = draw.truncate.cpu()
-            rows = (lengths >= 0).nonzero().squeeze(-1)
-            self._state.truncate(rows, lengths[rows])
-        seat = self._seat
+            cut = (lengths >= 0).nonzero().squeeze(-1)
+            rows.state.truncate(cut, lengths[cut])
         stopped = np.isin(tokens, self._stop_ids)
         if draw.finished is not None:
             stopped |= draw.finished.cpu().numpy()
-        numbers = self._seats.stop_set[seat]
-        if numbers.any():
-            for row in self._stops.candidates(numbers, tokens).tolist():
-                stopped[row] |= self._stops.reached(int(numbers[row]), self._seats.standing(int(seat[row])))
-        full = self._seats.count[seat] >= self._seats.limit[seat]
+        stop_sets = self._seats.stop_set[rows.seat]
+        if stop_sets.any():
+            for row in self._stops.candidates(stop_sets, tokens).tolist():
+                stopped[row] |= self._stops.reached(int(stop_sets[row]), self._seats.standing(int(rows.seat[row])))
+        full = self._seats.count[rows.seat] >= self._seats.limit[rows.seat]
         if self.model.context is not None:
-            full |= self._state.lengths.numpy() >= self.model.context
+            full |= rows.state.lengths.numpy() >= self.model.context
         return stopped, full
 
-    def _done(self, row: int, stopped: bool) -> Event:
-        seat = int(self._seat[row])
+    def _done(self, seat: int, stopped: bool) -> Event:
         ids = self._seats.standing(seat)
         if ids and ids[-1] in self._stop_ids:
             ids.pop()
         text = self._stops.cut(int(self._seats.stop_set[seat]), decode(self.tokenizer, ids))
         return self._event("done", seat, output=self._seats.output(seat, text, "stop" if stopped else "length"))
 
-    def _event(self, kind: Any, seat: int, **fields: Any) -> Event:
+    def _event(self, kind: Literal["token", "retract", "done"], seat: int, **fields: Any) -> Event:
         return Event(kind=kind, request=self._seats.request[seat].id, sample=int(self._seats.sample[seat]), **fields)
 
-    def _advance(self, draw: Draw, tokens: np.ndarray, keep: np.ndarray) -> None:
+    def _advance(self, rows: _Running, draw: Draw, tokens: np.ndarray, kept: np.ndarray) -> _Running | None:
         """Feed what the rows that go on drew."""
         inputs = draw.tokens if draw.next_inputs is None else draw.next_inputs
-        if draw.next_inputs is None and (tokens[keep] < 0).any():
-            raise ValueError(
-                f"{type(self.policy).__name__} drew no token for a row and gave no next_inputs to feed instead"
-            )
-        if not keep.all():
-            rows = torch.from_numpy(np.flatnonzero(keep))
-            self._keep(rows)
-            inputs = inputs[rows.to(inputs.device)]
-        if len(self._seat):
-            self._logits, self._hidden, self._state = self.model.step(self._state, inputs)
+        if draw.next_inputs is None and (tokens[kept] < 0).any():
+            name = type(self.policy).__name__
+            raise ValueError(f"{name} drew no token for a row: give next_inputs to feed in its place")
+        going: _Running | None = rows
+        if not kept.all():
+            inputs = inputs[torch.from_numpy(kept).to(inputs.device)]
+            going = self._keep(rows, kept, rows.logits, rows.hidden)
+        if going is not None:
+            going.logits, going.hidden, going.state = self.model.step(going.state, inputs)
+        return going
 
-    def _keep(self, rows: Tensor) -> None:
-        index = rows.numpy()
-        gone = np.ones(len(self._seat), bool)
-        gone[index] = False
-        self._seats.leave(self._seat[gone])
-        self._seat = self._seat[index]
-        self._state = self._state.select(rows)
-        self._policy_state = self._policy_state.select(rows)
+    def _keep(self, rows: _Running, kept: np.ndarray, logits: Tensor, hidden: Tensor) -> _Running | None:
+        """Return the rows where `kept` [R] is set, with these logits, and free the seats of the others."""
+        self._seats.leave(rows.seat[~kept])
+        index = torch.from_numpy(np.flatnonzero(kept))
+        state, policy_state = rows.state.select(index), rows.policy_state.select(index)
+        return _Running(rows.seat[kept], state, policy_state, logits, hidden) if len(index) else None
 
 
-def default_slots(model: torch.nn.Module) -> int:
-    """Return how many rows decode at once: as many as keep the processor busy without crowding its memory."""
-    parameters = sum(p.numel() for p in model.parameters())
-    if next(model.parameters()).device.type != "cpu":
-        return 256
-    return 256 if parameters < 3e6 else 128 if parameters < 2e7 else 32
+def default_slots(model: PreTrainedModel, columns: int = 512) -> int:
+    """Return how many rows decode at once: what keeps the processor busy, its cache in at most a quarter of the memory.
+
+    Args:
+        model: the weights, where they will run.
+        columns: positions a row is expected to store.
+    """
+    weight = next(model.parameters())
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_attention_heads", 1)
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    row = 2 * text.num_hidden_layers * key_heads * head_dim * columns * weight.element_size()
+    if weight.device.type == "cuda":
+        wanted, memory = 256, torch.cuda.get_device_properties(weight.device).total_memory
+    else:
+        parameters = sum(p.numel() for p in model.parameters())
+        wanted = next(slots for limit, slots in CPU_SLOTS if parameters < limit)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(8, min(wanted, memory // 4 // row // 8 * 8))
 
 
 def check_fits(name: str, tokens: int, context: int | None) -> None:
@@ -288,9 +314,7 @@ def check_fits(name: str, tokens: int, context: int | None) -> None:
     if tokens == 0:
         raise InputError(f"prompt {name} is empty: give it text, or use a tokenizer that adds a BOS token")
     if context is not None and tokens >= context:
-        raise InputError(
-            f"prompt {name} has {tokens} tokens and the model's context is {context}: shorten it or use a model with a longer context"
-        )
+        raise InputError(f"prompt {name} has {tokens} tokens but the model's context is {context}: shorten it")
 
 
 def generate(
@@ -308,7 +332,7 @@ def generate(
     policy: Policy | None = None,
     progress: bool | None = None,
 ) -> Iterator[list[Completion]]:
-    """Yield `sampling.k` completions per prompt, in prompt order, numbered from `first_k`.
+    """Return an iterator of `sampling.k` completions per prompt, in prompt order, numbered from `first_k`.
 
     A sample depends on `seed`, the prompt's id and its number, so that sample 3 of 4 is sample 3 of 8. `progress` None
     shows a bar on a terminal only.
@@ -316,8 +340,10 @@ def generate(
     Raises:
         InputError: before anything is sampled, where a prompt does not fit the model's context.
     """
-    sampler = Sampler(model, tokenizer, slots=slots, policy=policy, template=template, share=sampling.k > 1)
     encoded = [tuple(encode_prompt(tokenizer, prompt, template)) for prompt in prompts]
+    if slots is None and isinstance(model, torch.nn.Module):
+        slots = default_slots(model, sampling.max_tokens + max(map(len, encoded), default=0))
+    sampler = Sampler(model, tokenizer, slots=slots, policy=policy, template=template, share=sampling.k > 1)
     for prompt, ids in zip(prompts, encoded, strict=True):
         check_fits(prompt.id, len(ids), sampler.model.context)
     numbers = range(first_k, first_k + sampling.k)
@@ -325,30 +351,35 @@ def generate(
         Request(id=str(i), prompt=ids, sampling=sampling, seeds=tuple(row_seed(seed, prompt.id, k) for k in numbers))
         for i, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True))
     )
-    shown = sys.stderr.isatty() if progress is None else progress
     fingerprint = tokenizer_fingerprint(tokenizer)
-    with tqdm(total=len(prompts) * sampling.k, unit="sample", disable=not shown, leave=False) as bar:
-        for index, outputs in _in_order(sampler, requests, sampling.k, bar):
-            prompt = prompts[index]
-            yield [
-                _completion(prompt, k, o, stage_key, model_id, fingerprint)
-                for k, o in zip(numbers, outputs, strict=True)
-            ]
+
+    def complete(prompt: Prompt, outputs: list[Output]) -> list[Completion]:
+        rows = zip(numbers, outputs, strict=True)
+        return [_completion(prompt, k, output, stage_key, model_id, fingerprint) for k, output in rows]
+
+    return (complete(prompts[i], outputs) for i, outputs in _run(sampler, requests, sampling.k, progress))
 
 
-def _in_order(sampler: Sampler, requests: deque[Request], k: int, bar: Any) -> Iterator[tuple[int, list[Output]]]:
+def _run(
+    sampler: Sampler, requests: deque[Request], k: int, progress: bool | None
+) -> Iterator[tuple[int, list[Output]]]:
     """Run all requests; yield (index, its k outputs) in order of index."""
-    outputs: dict[int, list[Output | None]] = {}
+    # Left to itself, tqdm hides its bar where there is no terminal or TQDM_DISABLE is set.
+    shown: dict[str, Any] = {} if progress is None and sys.stderr.isatty() else {"disable": not progress}
+    outputs: dict[int, dict[int, Output]] = {}
     coming = 0
-    while requests or sampler.busy:
-        while requests and sampler.queued < sampler.model.slots:
-            sampler.submit(requests.popleft())
-        for event in sampler.run_step():
-            outputs.setdefault(int(event.request), [None] * k)[event.sample] = event.output
-            bar.update()
-        while None not in outputs.get(coming, [None]):
-            yield coming, outputs.pop(coming)
-            coming += 1
+    with tqdm(total=len(requests) * k, unit="sample", leave=False, **shown) as bar:
+        while requests or sampler.busy:
+            while requests and sampler.queued < sampler.model.slots:
+                sampler.submit(requests.popleft())
+            for event in sampler.run_step():
+                if event.output is not None:
+                    outputs.setdefault(int(event.request), {})[event.sample] = event.output
+                    bar.update()
+            while len(outputs.get(coming, ())) == k:
+                found = outputs.pop(coming)
+                yield coming, [found[i] for i in range(k)]
+                coming += 1
 
 
 def _completion(prompt: Prompt, k: int, output: Output, stage_key: str, model_id: str, fingerprint: str) -> Completion:

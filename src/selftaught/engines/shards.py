@@ -34,7 +34,7 @@ def generate_shards(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     table = open_stage(prompts, verify=False)
-    tokenizer, network = load_tokenizer(model), load_model(model, device=device)
+    tokenizer, network, key = load_tokenizer(model), load_model(model, device=device), model_key(model)
     for shard in list(missing)[rank::world]:
         start, stop = (len(table) * i // shards for i in (shard, shard + 1))
         completions = generate(
@@ -45,7 +45,7 @@ def generate_shards(
             seed=seed,
             stage_key=stage_key,
             template=model.template,
-            model_id=model_key(model),
+            model_id=key,
             first_k=first_k,
         )
         write_shard(directory, Completion, shard, shards, chain.from_iterable(completions))

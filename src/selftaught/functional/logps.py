@@ -7,6 +7,9 @@ from torch import Tensor
 
 CHUNK = 1024
 
+# Logits of so few positions are kept for the backward pass: making them again would cost more than it saves.
+KEPT_BYTES = 2**25
+
 
 def token_logps(
     hidden: Tensor,
@@ -16,11 +19,13 @@ def token_logps(
     bias: Tensor | None = None,
     softcap: float | None = None,
     chunk: int = CHUNK,
+    kept_bytes: int = KEPT_BYTES,
 ) -> Tensor:
     """Return log softmax(f(hidden W^T + b))[targets], with f(z) = softcap * tanh(z / softcap) where `softcap` is given.
 
-    Logits are made for `chunk` positions at a time, in float32 (float64 for float64 input), and made again in the
-    backward pass, so memory is chunk x V and not N x V. Softcapping as in Gemma 2 (arXiv 2408.00118, section 2).
+    Logits are made for `chunk` positions at a time, in float32 (float64 for float64 input). Those of all positions are
+    kept for the backward pass only if they need at most `kept_bytes`; else they are made again there, and memory is
+    chunk x V, not N x V. Softcapping as in Gemma 2 (arXiv 2408.00118, section 2).
 
     Args:
         hidden: [N, d], the last hidden states at the source positions.
@@ -37,50 +42,54 @@ def token_logps(
     if hidden.ndim != 2 or targets.shape != hidden.shape[:1] or weight.shape[1:] != hidden.shape[1:]:
         shapes = f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets {tuple(targets.shape)}"
         raise ValueError(f"token_logps needs hidden [N, d], weight [V, d] and targets [N], not {shapes}")
-    return _TokenLogps.apply(hidden, weight, bias, targets, softcap, chunk)
+    return _TokenLogps.apply(hidden, weight, bias, targets, softcap, chunk, kept_bytes)
 
 
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap, chunk):
+    def forward(ctx: Any, hidden, weight, bias, targets, softcap, chunk, kept_bytes):
         wide = _wide(weight)
         logps = hidden.new_empty(hidden.shape[0], dtype=wide.dtype)
         log_norms = torch.empty_like(logps)
-        for start in range(0, hidden.shape[0], chunk):
-            part = slice(start, start + chunk)
+        keep = any(ctx.needs_input_grad) and len(hidden) * len(weight) * wide.element_size() <= kept_bytes
+        kept = []
+        for part in _parts(hidden, chunk):
             logits = _logits(hidden[part], wide, bias, softcap)
             log_norms[part] = logits.logsumexp(-1)
             logps[part] = logits.gather(-1, targets[part, None]).squeeze(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, log_norms)
+            kept += [logits] if keep else []
+        ctx.save_for_backward(hidden, weight, bias, targets, log_norms, *kept)
         ctx.softcap, ctx.chunk = softcap, chunk
         return logps - log_norms
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
-        hidden, weight, bias, targets, log_norms = ctx.saved_tensors
+        hidden, weight, bias, targets, log_norms, *kept = ctx.saved_tensors
         wide = _wide(weight)
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(wide) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias, dtype=wide.dtype) if bias is not None and ctx.needs_input_grad[2] else None
-        for start in range(0, hidden.shape[0], ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            rows = hidden[part].to(wide.dtype)
-            logits = _logits(rows, wide, bias, ctx.softcap)
-            slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap) ** 2
+        for i, part in enumerate(_parts(hidden, ctx.chunk)):
+            logits = kept[i] if kept else _logits(hidden[part], wide, bias, ctx.softcap)
             # d logp / d logits = onehot(target) - softmax(logits)
-            d_logits = logits.sub_(log_norms[part, None]).exp_().mul_(-grad[part, None])
+            d_logits = (logits - log_norms[part, None]).exp_().mul_(-grad[part, None])
             d_logits.scatter_add_(-1, targets[part, None], grad[part, None])
-            if slope is not None:
-                d_logits.mul_(slope)
-            if d_hidden is not None:
-                d_hidden[part] = (d_logits @ wide).to(hidden.dtype)
-            if d_weight is not None:
-                d_weight.addmm_(d_logits.T, rows)
+            if ctx.softcap is not None:
+                d_logits.mul_(1 - (logits / ctx.softcap) ** 2)
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
+            narrow = d_logits.to(hidden.dtype)
+            if d_hidden is not None:
+                torch.mm(narrow, weight, out=d_hidden[part])
+            if d_weight is not None:
+                d_weight += narrow.T @ hidden[part]
         d_weight = None if d_weight is None else d_weight.to(weight.dtype)
         d_bias = None if d_bias is None else d_bias.to(bias.dtype)
-        return d_hidden, d_weight, d_bias, None, None, None
+        return d_hidden, d_weight, d_bias, None, None, None, None
+
+
+def _parts(hidden: Tensor, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, len(hidden), chunk)]
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ def sequence_sums(values: Tensor, owner: Tensor, sequences: int) -> Tensor:
 
 
 def sequence_nll(logps: Tensor, lengths: Tensor) -> Tensor:
-    """Return -log pi(y|x) / |y|: the length-normalised NLL of whole completions (ScPO, arXiv 2411.04109, eq. 2, NLL term).
+    """Return -log pi(y|x) / |y|: the length-normalised NLL in ScPO's loss (arXiv 2411.04109, eq. 3).
 
     Args:
         logps: [S] summed log-probabilities, nats.

@@ -6,17 +6,6 @@ from torch import Tensor
 PROMPT, PADDING = 0, -1
 
 
-def tree_positions(prompt: int, completions: list[int], device: torch.device | str = "cpu") -> Tensor:
-    """Return position ids [prompt + sum(completions)]: every completion continues at position `prompt`."""
-    return torch.cat([torch.arange(prompt), *(torch.arange(prompt, prompt + n) for n in completions)]).to(device)
-
-
-def tree_segments(prompt: int, completions: list[int], device: torch.device | str = "cpu") -> Tensor:
-    """Return segment ids [prompt + sum(completions)]: 0 for the prompt, 1, 2, ... for the completions."""
-    parts = [torch.full((n,), i) for i, n in enumerate((prompt, *completions))]
-    return torch.cat(parts).to(device)
-
-
 def tree_mask(segments: Tensor, positions: Tensor, window: int | None = None) -> Tensor:
     """Return which keys each query may attend to: itself, and what came before it in its own branch.
 

@@ -16,7 +16,8 @@ The paper's other rows are settings of the same loop (`ARMS`): gold answers and 
 alone on majority answers makes it LMSI, a reward model in place of the votes makes it IRPO with that reward model.
 
 Departures, and choices where the paper is silent:
-- hot samples (higher temperature) do not vote; they only widen the pool of rejected responses, with their answer's votes;
+- hot samples (higher temperature) do not vote; they only widen the pool of rejected responses, with their answer's
+  votes;
 - responses without an answer have no vote, may be rejected, and are at most `unread_cap` of the rejected ones;
 - a tie for the most frequent answer drops the problem, and so does w = 0;
 - generated problems that repeat another one (exactly or, where the task says so, with ROUGE-L above 0.7) are dropped;
@@ -26,13 +27,12 @@ Departures, and choices where the paper is silent:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import nan
 from typing import TYPE_CHECKING, Literal
 
-from selftaught.errors import InputError
-from selftaught.evals.evaluate import evaluate_samples
-from selftaught.evals.metrics import ordering_quality, pair_margin
+from selftaught.errors import InputError, NothingToTrainOn
 from selftaught.methods.method import Claim, Method, Outcome
-from selftaught.plan import PROMPT_TOKENS, Work
+from selftaught.plan import Work, evaluation_plan, round_plan
 from selftaught.scorers.noisy_reward import NoisyReward
 from selftaught.scorers.verifier import Verifier
 from selftaught.scorers.votes import Votes
@@ -41,12 +41,10 @@ from selftaught.select.pairs import (
     GoldPairs,
     MajorityDemonstrations,
     RewardPairs,
-    SemiSupervisedPairs,
     Selector,
+    SemiSupervisedPairs,
 )
 from selftaught.specs import SFT, Evaluation, ModelSpec, ObjectiveSpec, Preference, Sampling, SeedModel, Training
-from selftaught.store.groups import Groups
-from selftaught.store.stage import Stage
 from selftaught.tasks import load_task
 from selftaught.tasks.generated import fresh_prompts
 from selftaught.tasks.task import Task, TaskSpec
@@ -58,7 +56,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of ScPO and of its special cases. `tau` and `labelled` are shares; the last `tau` serves later rounds."""
+    """Settings of ScPO and its special cases. `tau` and `labelled` are shares; the last `tau` serves later rounds."""
 
     task: TaskSpec
     model: ModelSpec | None = None
@@ -89,6 +87,23 @@ class Config:
     dev_problems: int = 0
     evaluation: Evaluation = field(default_factory=Evaluation)
 
+    def __post_init__(self) -> None:
+        if self.sampling.k < 2:
+            raise InputError(
+                f"sampling.k={self.sampling.k}: one sample has nothing to agree with; give 2 or more, say 8"
+            )
+        if not self.tau or not all(0 <= share <= 1 for share in self.tau):
+            raise InputError(f"tau={self.tau}: give a share of the k votes for each round, such as 0.5,0.7")
+        if self.rounds < 1 or not self.arms or len(set(self.arms)) < len(self.arms):
+            raise InputError(
+                f"rounds={self.rounds}, arms={self.arms}: give at least one round and one arm, each arm once"
+            )
+        for arm in (*self.arms, *self.arm_lr):
+            if arm not in ARMS:
+                raise InputError(f"no arm is called {arm!r}: known are {', '.join(ARMS)}")
+        if self.fresh_problems and self.problems is None and self.rounds > 1:
+            raise InputError("fresh_problems takes a part of the problems in every round; say how many with --problems")
+
 
 ARMS: dict[str, dict] = {
     "scpo": {},
@@ -102,8 +117,6 @@ ARMS: dict[str, dict] = {
 
 def arm_settings(cfg: Config, arm: str) -> Config:
     """Return `cfg` with the settings of one arm."""
-    if arm not in ARMS:
-        raise InputError(f"no arm is called {arm!r}: known are {', '.join(ARMS)}")
     changes = dict(ARMS[arm])
     if arm in cfg.arm_lr:
         changes["training"] = replace(cfg.training, lr=cfg.arm_lr[arm])
@@ -122,7 +135,12 @@ def run(cfg: Config, lab: "Lab") -> Outcome:
         settings, model = arm_settings(cfg, arm), seed_model
         for t in range(cfg.rounds):
             with lab.scope(arm=arm, round=t + 1):
-                model = train_round(settings, lab, task, model, t)
+                try:
+                    model = train_round(settings, lab, task, model, t)
+                except NothingToTrainOn as error:
+                    if t == 0:
+                        raise
+                    lab.tell(f"{arm} keeps the model of round {t}: {error}")
                 outcome.add(arm, model, lab.evaluate(model, task, cfg.evaluation))
     return outcome
 
@@ -133,6 +151,8 @@ def train_round(cfg: Config, lab: "Lab", task: Task, model: ModelSpec, t: int) -
     start = t * (cfg.problems or 0) if cfg.fresh_problems else 0
     sampling = replace(cfg.sampling, stop=(*cfg.sampling.stop, *task.stop))
     problems = task.train(cfg.problems, seed=lab.seed, start=start)
+    if not problems:
+        raise InputError(f"round {t + 1} has no problem left: lower --rounds or --problems, or give more data")
     problems += new_problems(cfg, lab, task, cfg.problem_model or model, problems)  # step 1
     groups = lab.generate(model, problems, sampling)  # step 2
     if cfg.hot and t + 1 >= cfg.hot_from_round:
@@ -143,7 +163,7 @@ def train_round(cfg: Config, lab: "Lab", task: Task, model: ModelSpec, t: int) -
         groups = lab.score(groups, NoisyReward(task=task, flip=cfg.reward_flips, flip_off=cfg.reward_flips_off))
     row_type, selector = selection(cfg, t, lab.seed)
     examples = lab.select(groups, selector, row_type)  # steps 4 and 5
-    measure_round(lab, groups, examples, k)
+    lab.measure_votes(groups, examples, k)
     dev = lab.dev_accuracy(task, cfg.dev_problems, cfg.evaluation) if cfg.dev_problems else None
     return lab.train(model, examples, objective(cfg), cfg.training, dev=dev)  # step 6
 
@@ -174,62 +194,53 @@ def selection(cfg: Config, t: int, seed: int) -> tuple[type, Selector]:
 
 
 def objective(cfg: Config) -> ObjectiveSpec:
-    """Return the loss of step 6, or its NLL term alone."""
+    """Return the loss of step 6, or LMSI's: ordinary fine-tuning, a mean over tokens."""
     if cfg.objective == "nll":
-        return SFT(per_sequence=True)
+        return SFT()
     return Preference(beta=cfg.beta, nll_alpha=cfg.nll_alpha, weight_normalize=cfg.weight_normalize)
 
 
-def measure_round(lab: "Lab", groups: Groups, examples: Stage, k: int) -> None:
-    """Note vote share (Figure 2), order against gold (Figure 3), Somers' D (Table 7) and the pairs' accuracy margin."""
-    reports, _ = evaluate_samples(groups, k)
-    for report in reports:
-        lab.note_report(replace(report, name=f"train/{report.name}"))
-    order = ordering_quality(groups)
-    if order:
-        lab.note("order", right=order.right, tie=order.tie, wrong=order.wrong, n=order.n)
-    verdicts = {s.completion_id: s.value for group in groups for s in group.scores if s.scorer == "verifier"}
-    margin = pair_margin((e for e in examples if isinstance(e, Pair)), verdicts)
-    lab.note("pairs", kept=len(examples), margin=margin)
-
-
 def _check_seed_model(lab: "Lab", reports: Mapping[str, Report], k: int) -> None:
-    greedy, voted = reports["accuracy"].mean, reports[f"accuracy_sc{k}"].mean
-    if not (0.05 <= greedy <= 0.95 and voted - greedy >= 0.02):
+    greedy, voted = (reports[name].mean if name in reports else nan for name in ("accuracy", f"accuracy_sc{k}"))
+    # Without gold answers, or with one sample, there is nothing to compare.
+    if greedy < 0.05 or greedy > 0.95 or voted - greedy < 0.02:
         lab.warn(
-            f"the seed model answers {greedy:.1%} greedily and {voted:.1%} by majority of {k}: ScPO needs a model that is "
-            "neither hopeless nor finished and whose majority is better than its greedy answer; change the model or the task"
+            f"the seed model answers {greedy:.1%} greedily and {voted:.1%} by majority of {k}: ScPO needs a model that "
+            "is neither hopeless nor finished and whose majority beats its greedy answer; change the model or the task"
         )
 
 
 def plan(cfg: Config) -> list[Work]:
     """List the work of every arm and round, all problems kept."""
-    shared = [_evaluation("seed model: evaluation", cfg)]
-    return shared + [work for arm in cfg.arms for t in range(cfg.rounds) for work in _round(arm_settings(cfg, arm), arm, t)]
+    problems, tested = _sizes(cfg)
+    works = [evaluation_plan("seed model", tested, cfg.evaluation)]
+    for arm in cfg.arms:
+        settings = arm_settings(cfg, arm)
+        for t in range(cfg.rounds):
+            hot = settings.hot.k if settings.hot and t + 1 >= settings.hot_from_round else 0
+            works += round_plan(
+                f"{arm} {t + 1}",
+                problems=problems + settings.new_problems,
+                samples=settings.sampling.k + hot,
+                tokens=settings.sampling.max_tokens,
+                completions=1 if settings.objective == "nll" else 2,
+                training=settings.training,
+                dev=settings.dev_problems,
+                written=settings.new_problems,
+                written_tokens=settings.problem_sampling.max_tokens,
+            )
+            works.append(evaluation_plan(f"{arm} {t + 1}", tested, cfg.evaluation))
+    return works
 
 
-def _round(cfg: Config, arm: str, t: int) -> list[Work]:
-    label, k, tokens = f"{arm} {t + 1}", cfg.sampling.k, cfg.sampling.max_tokens
-    samples = k + (cfg.hot.k if cfg.hot and t + 1 >= cfg.hot_from_round else 0)
-    problems = (cfg.problems or 0) + cfg.new_problems
-    sides = 1 if cfg.objective == "nll" else 2
-    seen = problems * (PROMPT_TOKENS + sides * tokens)
-    written = cfg.new_problems * (5 * PROMPT_TOKENS + cfg.problem_sampling.max_tokens)
-    dev = int(cfg.training.epochs) * cfg.dev_problems
-    return [
-        Work(name=f"{label}: new problems", rows=cfg.new_problems, tokens=written, passes=2),
-        Work(name=f"{label}: samples", rows=problems * samples, tokens=problems * (PROMPT_TOKENS + samples * tokens), passes=2),
-        Work(name=f"{label}: reference", rows=problems, tokens=seen, passes=2),
-        Work(name=f"{label}: training", rows=problems, tokens=int(seen * cfg.training.epochs), passes=6),
-        Work(name=f"{label}: choice of epoch", rows=dev, tokens=dev * (PROMPT_TOKENS + tokens), passes=2),
-        _evaluation(f"{label}: evaluation", cfg),
-    ]
-
-
-def _evaluation(name: str, cfg: Config) -> Work:
-    problems, samples = cfg.evaluation.problems or 0, 1 + cfg.evaluation.k
-    tokens = problems * (PROMPT_TOKENS + samples * cfg.evaluation.max_tokens)
-    return Work(name=name, rows=problems * samples, tokens=tokens, passes=2)
+def _sizes(cfg: Config) -> tuple[int, int]:
+    """Return the numbers of training and test problems, reading the data only where the configuration does not say."""
+    problems, tested = cfg.problems, cfg.evaluation.problems
+    if problems is None or tested is None:
+        task = load_task(cfg.task)
+        problems = len(task.train()) if problems is None else problems
+        tested = len(task.test()) if tested is None else tested
+    return min(problems, problems if cfg.task.limit is None else cfg.task.limit), tested
 
 
 METHOD = Method(

@@ -1,20 +1,20 @@
 """Attention over the slab: the function registered with transformers, and what one forward pass must know.
 
-A pass is a `PrefillPlan` (right-padded prompts, causal) or a `StepPlan` (one query per computed slot). The plan is handed
-to the model as its cache; the attention function finds it in a context variable, because not every model passes extra
-arguments down. A model that does not go through transformers' attention interface can take the plan's 4D masks instead.
+A pass is a `PrefillPlan` (right-padded prompts, causal) or a `StepPlan` (one query per computed slot). The plan is
+handed to the model as its cache; the attention function finds it in a context variable, because not every model passes
+extra arguments down. A model that does not use transformers' attention interface can take the plan's 4D masks instead.
 """
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from selftaught.models.slab import PromptBatch, Slab, SlabState, round_up
+from selftaught.models.slab import LANES, PromptBatch, SlabState, Store, round_up
 
 NAME = "selftaught_slab"
 QUERY_CHUNK = 256
@@ -63,28 +63,73 @@ class PrefillPlan:
 
 
 @dataclass(slots=True)
-class StepPlan:
-    """One query per computed slot; the columns every slot writes and sees. Built by `plan_step`."""
+class Lanes:
+    """Where the prompts of a step's slots lie: queries go to the lanes of their prompt's block and results come back.
 
-    slab: Slab
-    width: int
+    `lane_slot` [blocks * LANES] is the slot that each lane serves, `slot_lane` [width] the lane of each slot; what is
+    vacant points at 0 and is computed for nothing. `columns` are the prompt columns computed.
+    """
+
+    store: Store
     columns: int
-    prompt_columns: int
+    lane_slot: Tensor
+    slot_lane: Tensor
+    indices: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def scores(self, layer: int, query: Tensor, kv_heads: int) -> Tensor:
+        """Multiply queries [width * H_kv, repeats, d] with their prompts' keys: [width * H_kv, repeats, columns]."""
+        return self._through(self._stored(layer)[0].transpose(1, 2), query, kv_heads)
+
+    def mix(self, layer: int, weights: Tensor, kv_heads: int) -> Tensor:
+        """Add up prompts' values by weights [width * H_kv, repeats, columns]: [width * H_kv, repeats, d_v]."""
+        return self._through(self._stored(layer)[1], weights, kv_heads)
+
+    def _through(self, stored: Tensor, x: Tensor, kv_heads: int) -> Tensor:
+        to_lane, to_slot = self._index(kv_heads)
+        picked = x.index_select(0, to_lane).view(-1, LANES * x.shape[1], x.shape[2])
+        return torch.bmm(picked, stored).view(-1, x.shape[1], stored.shape[2]).index_select(0, to_slot)
+
+    def _stored(self, layer: int) -> list[Tensor]:
+        blocks = len(self.lane_slot) // LANES
+        return [x[:blocks, :, : self.columns].flatten(0, 1) for x in self.store.layers[layer]]
+
+    def _index(self, heads: int) -> tuple[Tensor, Tensor]:
+        if heads not in self.indices:
+            head = torch.arange(heads, device=self.lane_slot.device)
+            to_lane = self.lane_slot.view(-1, 1, LANES) * heads + head.unsqueeze(1)
+            block, lane = self.slot_lane.unsqueeze(1) // LANES, self.slot_lane.unsqueeze(1) % LANES
+            self.indices[heads] = (to_lane.flatten(), ((block * heads + head) * LANES + lane).flatten())
+        return self.indices[heads]
+
+
+@dataclass(slots=True, kw_only=True)
+class StepPlan:
+    """One query per computed slot; the column each slot writes and those it sees. Built by `plan_step`.
+
+    `positions`, `write_column` and `shared` [width]: the position id of the query, where its key goes, and how many
+    positions lie in the prompt's block. `full`: hand whole rows to the model, which attends itself.
+    """
+
+    store: Store
+    columns: int
     positions: Tensor
     write_column: Tensor
     shared: Tensor
-    lane_slot: Tensor | None
-    slot_lane: Tensor | None
+    lanes: Lanes | None
+    full: bool
     masks: dict[int | None, Tensor] = field(default_factory=dict)
-    indices: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = field(default_factory=dict)
-    full: bool = False
+    indices: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Slots computed."""
+        return len(self.positions)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store one key and value [width, H_kv, 1, d] per slot; return them, or the whole rows where `full` is set."""
-        stored = self.slab.rows.layer(layer, key, value)
-        index = self._index(key.shape[1])[0]
+        stored = self.store.layer(layer, key, value)
         for x, new in zip(stored, (key, value), strict=True):
-            x.view(-1, x.shape[-1])[index] = new.reshape(-1, x.shape[-1])
+            x.view(-1, x.shape[-1])[self._index(x.shape[1])] = new.reshape(-1, x.shape[-1])
         if self.full:
             key, value = (x[: self.width, :, : self.columns] for x in stored)
         return key, value
@@ -92,9 +137,10 @@ class StepPlan:
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Return the additive mask [width, 1, 1, prompt columns + columns]; distances are in position ids."""
         if window not in self.masks:
-            own, prompt = (torch.arange(n, device=self.positions.device) for n in (self.columns, self.prompt_columns))
-            shared, last = self.shared.unsqueeze(1), self.write_column.unsqueeze(1)
-            seen = torch.cat([prompt < shared, own <= last], 1)
+            own = torch.arange(self.columns, device=self.positions.device)
+            prompt = torch.arange(self.lanes.columns if self.lanes else 0, device=self.positions.device)
+            shared = self.shared.unsqueeze(1)
+            seen = torch.cat([prompt < shared, own <= self.write_column.unsqueeze(1)], 1)
             if window is not None:
                 position = torch.cat([prompt.expand(self.width, -1), shared + own], 1)
                 seen &= position > self.positions.unsqueeze(1) - window
@@ -103,63 +149,33 @@ class StepPlan:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, score: "Score") -> Tensor:
         """Return [width, 1, H, d_v]. Prompt and own columns share one softmax."""
-        keys, values = self.slab.rows.layers[layer]
         width, heads, _, dim = query.shape
-        kv_heads = keys.shape[1]
-        repeats = heads // kv_heads
-        k, v = (x[:width, :, : self.columns].flatten(0, 1) for x in (keys, values))
-        q = query.reshape(width * kv_heads, repeats, dim)
-        scores = torch.bmm(q, k.transpose(1, 2))
-        if self.lane_slot is None:
-            weights = score.softmax(scores.view(width, kv_heads, repeats, -1), self.mask(score.window, query.dtype))
-            out = torch.bmm(weights.view(width * kv_heads, repeats, -1), v)
-            return out.view(width, 1, heads, -1)
-        prompt_keys, prompt_values = self._prompt(layer)
-        prompt_scores = self._to_slots(torch.bmm(self._to_lanes(q), prompt_keys.transpose(1, 2)), q.shape)
-        scores = torch.cat([prompt_scores, scores], -1).view(width, kv_heads, repeats, -1)
-        weights = score.softmax(scores, self.mask(score.window, query.dtype)).view(width * kv_heads, repeats, -1)
-        out = torch.bmm(weights[..., self.prompt_columns :], v)
-        shared = torch.bmm(self._to_lanes(weights[..., : self.prompt_columns]), prompt_values)
-        return (out + self._to_slots(shared, q.shape)).view(width, 1, heads, -1)
+        keys, values = (x[:width, :, : self.columns].flatten(0, 1) for x in self.store.layers[layer])
+        kv_heads = len(keys) // width
+        q = query.reshape(len(keys), heads // kv_heads, dim)
+        products = torch.bmm(q, keys.transpose(1, 2))
+        prompt = 0
+        if self.lanes is not None:
+            prompt = self.lanes.columns
+            products = torch.cat([self.lanes.scores(layer, q, kv_heads), products], -1)
+        mask = self.mask(score.window, query.dtype)
+        weights = score.softmax(products.view(width, kv_heads, -1, prompt + self.columns), mask).view(products.shape)
+        out = torch.bmm(weights[..., prompt:], values)
+        if self.lanes is not None:
+            out += self.lanes.mix(layer, weights[..., :prompt], kv_heads)
+        return out.view(width, 1, heads, -1)
 
-    def _prompt(self, layer: int) -> tuple[Tensor, Tensor]:
-        blocks = len(self.lane_slot) // self.slab.lanes
-        keys, values = self.slab.blocks.layers[layer]
-        return tuple(x[:blocks, :, : self.prompt_columns].flatten(0, 1) for x in (keys, values))
-
-    def _to_lanes(self, x: Tensor) -> Tensor:
-        """[width * H_kv, repeats, n] in slot order -> [blocks * H_kv, lanes * repeats, n]."""
-        heads = len(x) // self.width
-        lanes = self.slab.lanes
-        picked = x.index_select(0, self._index(heads)[1])
-        return picked.view(-1, lanes * x.shape[1], x.shape[2])
-
-    def _to_slots(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """[blocks * H_kv, lanes * repeats, n] -> [width * H_kv, repeats, n] in slot order."""
-        heads = shape[0] // self.width
-        return x.view(-1, shape[1], x.shape[-1]).index_select(0, self._index(heads)[2])
-
-    def _index(self, heads: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return, for this many key heads, where slots write, which slot a lane reads and which lane a slot reads."""
+    def _index(self, heads: int) -> Tensor:
         if heads not in self.indices:
-            head = torch.arange(heads, device=self.positions.device)
-            unit = torch.arange(self.width, device=head.device).unsqueeze(1) * heads + head
-            write = unit * self.slab.rows.columns + self.write_column.unsqueeze(1)
-            to_lane = to_slot = None
-            if self.lane_slot is not None:
-                lanes = self.slab.lanes
-                by_block = self.lane_slot.view(-1, 1, lanes) * heads + head.view(-1, 1)
-                to_lane = by_block.flatten()
-                block, lane = self.slot_lane // lanes, self.slot_lane % lanes
-                to_slot = ((block.unsqueeze(1) * heads + head) * lanes + lane.unsqueeze(1)).flatten()
-            self.indices[heads] = (write.flatten(), to_lane, to_slot)
+            unit = torch.arange(self.width * heads, device=self.positions.device).view(-1, heads)
+            self.indices[heads] = (unit * self.store.columns + self.write_column.unsqueeze(1)).flatten()
         return self.indices[heads]
 
 
 Plan = PrefillPlan | StepPlan
 
 
-def plan_step(state: SlabState, device: torch.device) -> StepPlan:
+def plan_step(state: SlabState, device: torch.device, full: bool = False) -> StepPlan:
     """Lay out the next step of all rows of a slab, and make room for it.
 
     Raises:
@@ -175,16 +191,29 @@ def plan_step(state: SlabState, device: torch.device) -> StepPlan:
     column[state.slot] = state.lengths.numpy() - state.shared
     columns = round_up(int(column.max()) + 1)
     slab.rows.reserve(slab.slots, columns)
-    on_device = [torch.from_numpy(x).to(device) for x in (position, column, shared)]
-    if not slab.lanes:
-        return StepPlan(slab, width, columns, 0, *on_device, None, None)
-    blocks = int(state.block.max()) + 1
-    lane_slot = slab.lane_slot[:blocks].reshape(-1)
+    return StepPlan(
+        store=slab.rows,
+        columns=columns,
+        positions=torch.from_numpy(position).to(device),
+        write_column=torch.from_numpy(column).to(device),
+        shared=torch.from_numpy(shared).to(device),
+        lanes=_lanes(state, width, device) if slab.share else None,
+        full=full,
+    )
+
+
+def _lanes(state: SlabState, width: int, device: torch.device) -> Lanes:
+    slab = state.slab
+    lane_slot = slab.lane_slot[: int(state.block.max()) + 1].reshape(-1)
     slot_lane = np.zeros(width, np.int64)
     taken = np.flatnonzero(lane_slot >= 0)
     slot_lane[lane_slot[taken]] = taken
-    lanes = [torch.from_numpy(x).to(device) for x in (np.maximum(lane_slot, 0), slot_lane)]
-    return StepPlan(slab, width, columns, round_up(int(state.shared.max())), *on_device, *lanes)
+    return Lanes(
+        slab.blocks,
+        round_up(int(state.shared.max())),
+        torch.from_numpy(np.maximum(lane_slot, 0)).to(device),
+        torch.from_numpy(slot_lane).to(device),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +253,8 @@ def slab_attention(
     if odd:
         raise NotImplementedError(f"slab attention does not compute {odd[0]}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return active_plan.get().attend(module.layer_idx, query, key, value, Score(scale, softcap, sliding_window)), None
+    layer = cast(int, module.layer_idx)
+    return active_plan.get().attend(layer, query, key, value, Score(scale, softcap, sliding_window)), None
 
 
 class PlanCache:

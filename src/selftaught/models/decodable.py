@@ -9,16 +9,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from selftaught.errors import InputError
 from selftaught.models import attention
-from selftaught.models.attention import Plan, PlanCache, PrefillPlan, StepPlan, active_plan, plan_step
+from selftaught.models.attention import Plan, PlanCache, PrefillPlan, active_plan, plan_step
 from selftaught.models.load import context_length
-from selftaught.models.slab import LANES, ParkedPrompt, ParkedState, Slab, SlabState, new_owner, round_up
-from selftaught.models.widths import stable_widths
-
-HEAD_ROWS = 8
+from selftaught.models.slab import ParkedPrompt, ParkedState, Slab, SlabState, new_owner, round_up
+from selftaught.models.widths import SMALLEST, rows_agree, step_widths
 
 
 class State(Protocol):
@@ -42,11 +40,17 @@ class State(Protocol):
 
 
 class Decodable(Protocol):
-    """A model that decodes row by row. `slots` rows can decode at once; `context` positions fit a row (None: no limit)."""
+    """A model that decodes row by row.
+
+    Attributes:
+        slots: rows that can decode at once.
+        context: positions that fit a row; None where there is no limit.
+        prefill_alone: whether prompts must be read one at a time for a row's bits not to depend on the others.
+    """
 
     slots: int
     context: int | None
-    device: torch.device
+    prefill_alone: bool
 
     def prefill(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Any]:
         """Read prompts: ids [L] or vectors [L, d] each, of any lengths.
@@ -68,8 +72,8 @@ class TransformersDecodable:
 
     Args:
         model: in eval mode.
-        slots: rows that decode at once, at least 8; a step computes empty ones too (fewer where `stable_widths` found
-            that this changes no bit).
+        slots: rows that decode at once, at least 8; a step computes empty ones too (fewer where `rows_agree` found that
+            this changes no bit).
         share: let the samples of a prompt share its keys; False copies them into every row.
         own_attention: False leaves attention to the model and gives it 4D masks (implies `share=False`).
     """
@@ -84,13 +88,14 @@ class TransformersDecodable:
         self.own_attention = own_attention
         self.context = context_length(model.config)
         self.device = model.get_input_embeddings().weight.device
-        self.widths = stable_widths(model, slots)
-        self.slab = Slab(slots, LANES if share and own_attention else 0, self.widths)
+        stable = rows_agree(model)
+        self.prefill_alone = not stable
+        self.slab = Slab(slots, share and own_attention, step_widths(slots) if stable else (slots,))
         self._head = model.get_output_embeddings()
-        self._configs = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+        configs = (getattr(m, "config", None) for m in model.modules())
+        self._configs = list({id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values())
         self._masks = _mask_windows(model.config)
-        self._last: Tensor | None = None
-        self._hidden: Tensor | None = None
+        self._last = self._hidden = torch.empty(0)
 
     @torch.no_grad()
     def prefill(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, ParkedState]:
@@ -102,7 +107,7 @@ class TransformersDecodable:
             row[: len(x)] = x
         positions = torch.arange(plan.width, device=self.device).expand(len(inputs), -1)
         # A product with fewer rows than this may add up in another order.
-        last = [n - 1 for n in lengths] + [0] * (-len(lengths) % HEAD_ROWS)
+        last = [n - 1 for n in lengths] + [0] * (-len(lengths) % SMALLEST)
         logits, hidden = self._forward(plan, batch.to(self.device), positions, torch.tensor(last, device=self.device))
         parked = [ParkedPrompt(plan.batch, i, n, new_owner()) for i, n in enumerate(lengths)]
         return logits[: len(inputs)], hidden[: len(inputs)], ParkedState(self.slab, parked)
@@ -112,8 +117,7 @@ class TransformersDecodable:
         """Read one input per row; see `Decodable`."""
         if isinstance(state, ParkedState):
             state = state.fork(torch.arange(len(state.prompts)), 1)
-        plan = plan_step(state, self.device)
-        plan.full = not self.own_attention
+        plan = plan_step(state, self.device, full=not self.own_attention)
         slot = torch.from_numpy(state.slot).to(self.device)
         spread = torch.zeros(plan.width, *inputs.shape[1:], dtype=inputs.dtype, device=self.device)
         spread[slot] = inputs.to(self.device)

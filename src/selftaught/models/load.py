@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,14 +22,13 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     Raises:
         InputError: nothing can be opened there, or the tokenizer has neither a pad nor an EOS token.
     """
-    try:
+    with _opening(spec, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(_source(spec), **_hub_arguments(spec))
-    except (OSError, ValueError) as error:
-        raise InputError(_unusable(spec, "tokenizer", error)) from None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise InputError(
-                f"the tokenizer of {spec.source} has neither a pad nor an EOS token: set tokenizer.eos_token and save it again"
+                f"the tokenizer of {spec.source} has neither a pad nor an EOS token: set tokenizer.eos_token and save "
+                "it again"
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -41,18 +42,20 @@ def load_model(
     `dtype` overrides `spec.dtype`; "auto" keeps the dtype the weights were saved in.
 
     Raises:
-        InputError: nothing can be opened there, or it is not a causal language model.
+        InputError: nothing can be opened there, or it is not a causal language model with all its weights.
     """
     quiet_loading()
     wanted = dtype or ("auto" if spec.dtype == "auto" else getattr(torch, spec.dtype))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(_source(spec), dtype=wanted, **_hub_arguments(spec))
+    with _opening(spec, "causal language model"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            _source(spec), dtype=wanted, output_loading_info=True, **_hub_arguments(spec)
+        )
+        if info["missing_keys"]:
+            raise ValueError(f"it holds no weights for {sorted(info['missing_keys'])[0]}, which would be random")
         if spec.adapter:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, spec.adapter)
-    except (OSError, ValueError) as error:
-        raise InputError(_unusable(spec, "causal language model", error)) from None
     return model.to(device).eval()
 
 
@@ -63,10 +66,8 @@ def quiet_loading() -> None:
 
 def load_config(spec: ModelSpec):
     """Return the transformers configuration of `spec` without its weights."""
-    try:
+    with _opening(spec, "configuration"):
         return AutoConfig.from_pretrained(_source(spec), **_hub_arguments(spec))
-    except (OSError, ValueError) as error:
-        raise InputError(_unusable(spec, "configuration", error)) from None
 
 
 def count_parameters(spec: ModelSpec) -> int:
@@ -136,6 +137,15 @@ def _hub_arguments(spec: ModelSpec) -> dict:
     return {"revision": spec.revision or "main", "trust_remote_code": spec.trust_remote_code}
 
 
-def _unusable(spec: ModelSpec, what: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"no {what} can be opened from {spec.source!r}: {reason} (pass a directory written by save_pretrained or a Hub id)"
+@contextmanager
+def _opening(spec: ModelSpec, what: str) -> Iterator[None]:
+    """Turn whatever a model's own files and code raise into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(
+            f"no {what} can be opened from {spec.source!r}: {reason} (pass a save_pretrained directory or a Hub id)"
+        ) from error

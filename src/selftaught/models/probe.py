@@ -27,47 +27,45 @@ def open_decodable(model: PreTrainedModel, slots: int, share: bool = True) -> De
     Tried in turn: our attention (with shared prompts where `share` is set), the model's attention over our cache with
     4D masks and copied prompts, no cache at all. Logs one line where the first does not hold.
     """
-    own_attention, reason = _choose(model.config)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own_attention, reason = _choose(_Architecture(type(base), base.config))
     if reason:
-        logger.warning("%s: %s", type(model).__name__, reason)
+        logger.warning("%s: %s", type(base).__name__, reason)
     if own_attention is None:
         return RecomputeDecodable(model, slots)
     return TransformersDecodable(model, slots, share=share, own_attention=own_attention)
 
 
-def _choose(config: PreTrainedConfig) -> tuple[bool | None, str]:
-    """Return whether our attention holds, None where no cache does, and the reason where it does not."""
-    values = config.to_dict()
-    # Saved-state fields differ between copies of one architecture and do not change how it computes.
-    text = json.dumps({k: v for k, v in values.items() if not k.startswith("_")}, sort_keys=True, default=str)
-    return _choose_cached(_Key(text, config))
+class _Architecture:
+    """A model class and its configuration, compared by contents."""
 
-
-class _Key:
-    """A configuration that compares by its contents."""
-
-    def __init__(self, text: str, config: PreTrainedConfig) -> None:
-        self.text = text
+    def __init__(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+        self.model_class = model_class
         self.config = config
+        # Private fields tell where a copy came from, not how it computes.
+        values = {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
+        self.text = json.dumps(values, sort_keys=True, default=str)
 
     def __hash__(self) -> int:
-        return hash(self.text)
+        return hash((self.model_class, self.text))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.text == other.text
+        return isinstance(other, _Architecture) and (self.model_class, self.text) == (other.model_class, other.text)
 
 
 @lru_cache(maxsize=32)
-def _choose_cached(key: _Key) -> tuple[bool | None, str]:
+def _choose(architecture: _Architecture) -> tuple[bool | None, str]:
+    """Return whether our attention holds, None where no cache does, and the reason where it does not."""
+    # Any model code may run here, and each of its failures means the same.
     try:
-        small = shrunken(key.config)
-    except Exception as error:  # noqa: BLE001 - any model code may run here, and each failure means the same
+        small = shrunken(architecture.model_class, architecture.config)
+    except Exception as error:
         return None, f"no shrunken copy to try a cache on ({_first_line(error)}): decoding without one, slowly"
     reasons = []
     for own_attention, name in ((True, "our attention"), (False, "a cache with 4D masks")):
         try:
             difference = _difference(small, own_attention)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             reasons.append(f"{name} fails ({_first_line(error)})")
             continue
         if difference <= TOLERANCE:

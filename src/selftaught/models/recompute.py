@@ -47,6 +47,7 @@ class RecomputeDecodable:
         self.model = model
         self.slots = slots
         self.context = context_length(model.config)
+        self.prefill_alone = False
         self.device = model.get_input_embeddings().weight.device
 
     @torch.no_grad()

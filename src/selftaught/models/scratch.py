@@ -1,6 +1,7 @@
 """Small Llamas with random weights and the tokenizers trained for them: seed models that need no download."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -8,24 +9,34 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as token_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from selftaught.errors import InputError
+from selftaught.models.load import quiet_loading
 from selftaught.specs import Scratch
 from selftaught.store.stage import open_stage
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
 
-def build_scratch(*, scratch: Scratch, examples: Path, out: Path, seed: int) -> None:
-    """Fill `out` with a tokenizer trained on a stage of demonstrations and a model with weights drawn from `seed`."""
-    texts = [
-        text for batch in open_stage(examples).columns("prompt", "completion") for column in batch for text in column
-    ]
+def build_scratch(*, scratch: Scratch, examples: Sequence[Path], out: Path, seed: int) -> None:
+    """Fill `out` with a tokenizer trained on stages of demonstrations and a model with weights drawn from `seed`."""
+    columns = (
+        column for path in examples for batch in open_stage(path).columns("prompt", "completion") for column in batch
+    )
+    texts = list(chain.from_iterable(columns))
+    quiet_loading()
     tokenizer = train_tokenizer(scratch, texts)
     scratch_model(scratch, tokenizer, seed).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
 def scratch_model(scratch: Scratch, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
-    """Return a Llama for `tokenizer` with random weights that `seed` fixes."""
+    """Return a Llama for `tokenizer` with random weights that `seed` fixes.
+
+    Raises:
+        InputError: the width cannot be divided among the heads.
+    """
+    if scratch.width % scratch.heads:
+        raise InputError(f"width={scratch.width} is not a multiple of heads={scratch.heads}: change one of them")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=scratch.width,
@@ -50,11 +61,14 @@ def train_tokenizer(scratch: Scratch, texts: Iterable[str]) -> PreTrainedTokeniz
     """Return the tokenizer that `scratch` describes, trained on `texts`. It adds no token of its own when it encodes.
 
     Where tokens are characters or matches of a pattern, what `texts` do not hold becomes `<unk>`.
+
+    Raises:
+        InputError: the pattern is no regular expression.
     """
     if scratch.tokenizer == "bpe":
         backend = _train_bpe(texts, scratch.vocab_size)
     else:
-        backend = _train_words(texts, f"{scratch.pattern}|[\\s\\S]" if scratch.tokenizer == "pattern" else r"[\s\S]")
+        backend = _train_words(texts, _token_pattern(scratch))
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,
@@ -65,8 +79,19 @@ def train_tokenizer(scratch: Scratch, texts: Iterable[str]) -> PreTrainedTokeniz
     )
 
 
-def _train_words(texts: Iterable[str], pattern: str) -> Tokenizer:
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+def _token_pattern(scratch: Scratch) -> Regex:
+    if scratch.tokenizer == "char":
+        return Regex(r"[\s\S]")
+    if not scratch.pattern:
+        raise InputError("pattern='': give the regular expression of a token, or tokenizer='char'")
+    try:
+        return Regex(f"{scratch.pattern}|[\\s\\S]")
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise InputError(f"pattern={scratch.pattern!r} is no regular expression: {error}; mend it") from None
+
+
+def _train_words(texts: Iterable[str], pattern: Regex) -> Tokenizer:
+    split = pre_tokenizers.Split(pattern, behavior="isolated")
     texts = list(texts)
     words = {word for text in set(texts) for word, _ in split.pre_tokenize_str(text)}
     characters = set().union(*map(set, texts))

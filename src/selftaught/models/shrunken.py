@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 WINDOW = 6
 VOCABULARY = 97
@@ -12,8 +12,8 @@ WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
 INTERMEDIATE = ("intermediate_size", "n_inner", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim")
 
 
-def shrunken(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return a float32 model of this configuration with one layer of each kind, few heads and a short window.
+def shrunken(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a float32 model of this class and configuration with one layer of each kind, few heads and a short window.
 
     Raises:
         Exception: whatever the architecture raises when its sizes do not fit one another.
@@ -36,7 +36,7 @@ def shrunken(config: PreTrainedConfig) -> PreTrainedModel:
         setattr(text, name, None)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
+        model = model_class._from_config(small, dtype=torch.float32)
         for parameter in model.parameters():
             # Initial weights are so small that a wrong mask would hardly show.
             parameter.add_(torch.randn_like(parameter) * 0.1)

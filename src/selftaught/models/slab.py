@@ -1,8 +1,8 @@
 """A key-value slab: fixed slots, a length per row, and a prompt's keys stored once for all its samples.
 
 transformers' own caches give all rows one length and repeat the prompt for every sample. Here a row owns a slot of
-`rows` [slot, head, column, dim] for what it has decoded; its prompt lies in `blocks` [block, head, column, dim], where up
-to LANES samples share it. Keys are stored after RoPE, so a row may lie anywhere. Attention over both parts is plain
+`rows` [slot, head, column, dim] for what it has decoded; its prompt lies in `blocks` [block, head, column, dim], where
+up to LANES samples share it. Keys are stored after RoPE, so a row may lie anywhere. Attention over both parts is plain
 matmul with one softmax; see `attention.py`.
 
 Bits: a sample's values do not depend on the rows beside it, because all shapes its numbers pass through are fixed
@@ -12,6 +12,7 @@ Bits: a sample's values do not depend on the rows beside it, because all shapes 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -153,7 +154,7 @@ class SlabState:
         index = np.repeat(rows.numpy(), k)
         slot = self.slab.take_slots(len(index))
         self.slab.copy_rows(self.slot[index], slot)
-        block = self.slab.take_lanes(self.block[index], slot) if self.slab.lanes else self.block[index]
+        block = self.slab.take_lanes(self.block[index], slot) if self.slab.share else self.block[index]
         return SlabState(self.slab, slot, block, self._lengths[index], self.shared[index])
 
     def truncate(self, rows: Tensor, lengths: Tensor) -> None:
@@ -175,18 +176,18 @@ class Slab:
 
     Args:
         slots: rows that can decode at once.
-        lanes: samples that share one stored prompt; 0 copies the prompt into every row instead.
+        share: store a prompt once for up to LANES samples; False copies it into every row.
         widths: numbers of slots a step may compute, rising, the last one `slots`.
     """
 
-    def __init__(self, slots: int, lanes: int = LANES, widths: Sequence[int] | None = None) -> None:
+    def __init__(self, slots: int, share: bool, widths: Sequence[int]) -> None:
         self.slots = slots
-        self.lanes = lanes
-        self.widths = tuple(widths or (slots,))
+        self.share = share
+        self.widths = tuple(widths)
         self.rows = Store()
         self.blocks = Store()
         self.used = np.zeros(slots, bool)
-        self.lane_slot = np.full((0, max(lanes, 1)), -1)
+        self.lane_slot = np.full((0, LANES), -1)
         self.block_owner = np.zeros(0, np.int64)
 
     def take_slots(self, n: int) -> np.ndarray:
@@ -202,7 +203,7 @@ class Slab:
         """Give every entry of `prompts` (repeated for several samples) a slot and its prompt's keys."""
         slot = self.take_slots(len(prompts))
         lengths = np.array([p.length for p in prompts], np.int64)
-        if not self.lanes:
+        if not self.share:
             self.rows.reserve(self.slots, int(lengths.max(initial=0)))
             self._copy_prompts(self.rows, prompts, slot)
             return SlabState(self, slot, np.full(len(slot), -1), lengths, np.zeros_like(lengths))
@@ -218,7 +219,7 @@ class Slab:
     def release(self, slot: np.ndarray, block: np.ndarray) -> None:
         """Free these slots and their lanes; a block without rows is free again."""
         self.used[slot] = False
-        if self.lanes and len(slot):
+        if self.share and len(slot):
             touched = np.unique(block)
             gone = np.isin(self.lane_slot[touched], slot)
             self.lane_slot[touched] = np.where(gone, -1, self.lane_slot[touched])
@@ -256,11 +257,9 @@ class Slab:
     def take_lanes(self, blocks: np.ndarray, slot: np.ndarray) -> np.ndarray:
         """Give each new row a lane in the block it shares, or in a copy of it where that is full."""
         result = np.empty(len(slot), np.int64)
-        for block in np.unique(blocks):
+        for block in np.unique(blocks).tolist():
             where = np.flatnonzero(blocks == block)
-            result[where] = self._spread(
-                int(self.block_owner[block]), slot[where], lambda new, b=block: self._copy_block(b, new)
-            )
+            result[where] = self._spread(int(self.block_owner[block]), slot[where], partial(self._copy_block, block))
         return result
 
     def _lanes_for(self, prompt: ParkedPrompt, slot: np.ndarray) -> np.ndarray:
@@ -276,10 +275,10 @@ class Slab:
         vacant = [
             (b, i) for b in np.flatnonzero(self.block_owner == owner) for i in np.flatnonzero(self.lane_slot[b] < 0)
         ]
-        new = self._take_blocks(-(-max(0, len(slot) - len(vacant)) // self.lanes), owner)
+        new = self._take_blocks(-(-max(0, len(slot) - len(vacant)) // LANES), owner)
         if new:
             fill(new)
-        places = (vacant + [(b, i) for b in new for i in range(self.lanes)])[: len(slot)]
+        places = (vacant + [(b, i) for b in new for i in range(LANES)])[: len(slot)]
         block, lane = np.array(places, np.int64).T
         self.lane_slot[block, lane] = slot
         return block
@@ -290,7 +289,7 @@ class Slab:
         if missing > 0:
             units = len(self.block_owner)
             self.block_owner = np.concatenate([self.block_owner, np.zeros(missing, np.int64)])
-            self.lane_slot = np.concatenate([self.lane_slot, np.full((missing, self.lanes), -1)])
+            self.lane_slot = np.concatenate([self.lane_slot, np.full((missing, LANES), -1)])
             free = np.concatenate([free, np.arange(units, units + missing)])
             self.blocks.reserve(units + missing, self.blocks.columns)
         self.block_owner[free] = owner

@@ -15,8 +15,8 @@ class Batch:
     id) pairs: the token at flat input index `sources[i]` predicts `targets[i]`, which belongs to completion `owner[i]`.
 
     `inputs` are the model's keyword arguments; `layout` says how packed inputs split into rows for attention, None
-    for ordinary padded rows. `example_weights` and `lengths` are the host's copies of `weights` and the target counts, for
-    counts that are known before the forward pass.
+    for ordinary padded rows. `example_weights` and `target_count` are the host's copies, for counts that are known
+    before the forward pass.
     """
 
     inputs: Mapping[str, Tensor]
@@ -53,13 +53,17 @@ Baseline = Any
 
 
 class Objective(Protocol):
-    """A loss over batches. `model` maps a batch to the [M] float32 log-probabilities of its targets.
+    """A loss over batches. `model` maps a batch to the [M] float32 log-probabilities of its targets."""
 
-    `terms` names what `counts` and `__call__` return; `needs_reference` asks for `Batch.reference`.
-    """
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of the terms, which are the metrics' names."""
+        ...
 
-    terms: tuple[str, ...]
-    needs_reference: bool
+    @property
+    def needs_reference(self) -> bool:
+        """Whether batches must hold the reference's log-probs."""
+        ...
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return what each term is divided by, from host data alone; the loop sums it over the global batch."""
@@ -70,5 +74,5 @@ class Objective(Protocol):
         ...
 
     def __call__(self, model: LogpsFn, batch: Batch, baseline: Baseline | None) -> dict[str, Term]:
-        """Return the terms of one micro-batch by name; their names are the metrics' names."""
+        """Return the terms of one micro-batch by name."""
         ...

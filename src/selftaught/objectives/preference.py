@@ -10,7 +10,6 @@ from selftaught.functional.preference import dpo, ipo
 from selftaught.objectives.base import Baseline, Batch, LogpsFn, Term
 from selftaught.specs import Preference
 
-
 _LOSSES = ("preference_loss", "nll_loss")
 _REPORTED = (
     "rewards/chosen",
@@ -47,7 +46,7 @@ class PreferenceObjective:
     def __call__(self, model: LogpsFn, batch: Batch, baseline: Baseline | None) -> dict[str, Term]:
         """Return the two losses and the implicit rewards (beta * log-ratio, nats) and log-probs."""
         logps = sequence_sums(model(batch), batch.owner, batch.sequences)
-        reference = batch.reference
+        reference = _reference(batch)
         nll = batch.weights * sequence_nll(logps[0::2], batch.lengths[0::2])
         reported = _report(logps.detach(), reference, self.spec.beta)
         if self.spec.length_normalize or self.spec.loss == "ipo":
@@ -63,6 +62,12 @@ class PreferenceObjective:
         )
         terms = {"preference_loss": Term(loss.sum()), "nll_loss": Term(nll.sum(), self.spec.nll_alpha)}
         return terms | {name: Term(value.sum(), 0.0) for name, value in reported.items()}
+
+
+def _reference(batch: Batch) -> Tensor:
+    if batch.reference is None:
+        raise ValueError("a preference loss needs the reference's log-probs in the batch")
+    return batch.reference
 
 
 def _report(logps: Tensor, reference: Tensor, beta: float) -> dict[str, Tensor]:

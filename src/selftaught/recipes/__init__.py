@@ -1,6 +1,5 @@
 """Recipes: for each method the functions paper(), small(), smoke(), each of which returns a configuration."""
 
-from dataclasses import fields, replace
 from importlib import import_module
 from typing import Any
 

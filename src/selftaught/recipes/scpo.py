@@ -10,15 +10,16 @@ STEP_PATTERN = r";[a-z]\?|[;\n]?[a-z]=|\n?#### |[-+*]\d|=\d"
 """One token for what is written in one go: a variable's definition, an operation with its operand, a result."""
 
 CHAINS = {
+    "modulus": 5,
     "lengths": [3, 5],
     "demonstration_lengths": [2, 5],
-    "largest_operand": 5,
-    "multipliers": [3, 7],
+    "largest_operand": 4,
+    "multipliers": [2, 3],
     "variable_operands": 0.0,
-    "answer_only": 0.75,
+    "answer_only": 0.78,
     "new_problems": 0.1,
 }
-"""Steps that a small model learns in a minute. Multipliers prime to the modulus leave no answer likelier than another."""
+"""Steps that a small model learns in a minute. Multipliers prime to the modulus leave no answer likelier than others."""
 
 
 def paper() -> Config:
@@ -62,6 +63,7 @@ def own() -> Config:
         new_problems=0,
         training=replace(config.training, strategy="ddp", precision="auto", activation_checkpointing=False),
         dev_problems=0,
+        evaluation=replace(config.evaluation, problems=None),
     )
 
 
@@ -99,9 +101,13 @@ def small() -> Config:
         rounds=1,
         problems=1000,
         fresh_problems=True,
+        new_problems=200,
+        problem_sampling=Sampling(temperature=1.0, max_tokens=32),
         sampling=Sampling(k=16, temperature=0.7, top_p=0.9, max_tokens=64),
-        tau=(0.3,),
+        tau=(0.5,),
+        nll_alpha=0.3,
         training=Training(lr=3e-4, epochs=2, batch_size=16, betas=(0.9, 0.98), min_lr_ratio=0.02, warmup_ratio=0.1),
+        arm_lr={"lmsi": 1e-3, "irpo_noisy_rm": 1e-3},
         evaluation=Evaluation(problems=500, k=8, max_tokens=64),
     )
 

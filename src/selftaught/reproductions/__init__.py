@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from math import sqrt
+from math import nan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from selftaught import methods
 from selftaught.errors import InputError
-from selftaught.evals.intervals import paired_t, ratio_of_means
+from selftaught.evals.intervals import Interval, paired_t, ratio_of_means
 from selftaught.methods.method import Claim, Method
 from selftaught.runs import claim_row, run_method
 from selftaught.store.files import make_directory, write_json
@@ -106,5 +106,8 @@ def _claim(claim: Claim, per_seed: Mapping[str, Mapping[str, Mapping[str, float]
     gains, gold_gains = (
         [a - b for a, b in zip(values(arm), values(claim.baseline), strict=True)] for arm in (claim.arm, claim.gold)
     )
+    if fmean(gold_gains) <= 0:
+        # Where gold answers bring nothing, no share of it can be reached.
+        return claim_row(claim, Interval(estimate=nan, low=nan, high=nan, over="seeds", n=len(gains)), False)
     ratio = ratio_of_means(gains, gold_gains)
     return claim_row(claim, ratio, ratio.estimate >= claim.share)

@@ -1,6 +1,7 @@
 """Where a task's rows and functions come from: files of a directory, the Hub, a user's module."""
 
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 from selftaught.errors import InputError
 from selftaught.store.tables import Fields, Record
+from selftaught.types import content_id
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
@@ -43,6 +45,15 @@ def read_hub(data: str, name: str, split: str, columns: Fields) -> Iterator[Reco
         if wrong is not None:
             raise InputError(f"{where}: {wrong!r} = {row.get(wrong)!r:.60}; the columns must be {', '.join(columns)}")
         yield Record(where, dict(row))
+
+
+def code_of(name: str) -> str:
+    """Return a hash of the module that defines "module:function", so that an edited function makes new scores."""
+    module = inspect.getmodule(load_function(name))
+    try:
+        return content_id("code", inspect.getsource(module)) if module else ""
+    except (OSError, TypeError):
+        return ""  # a built-in function has no source
 
 
 @lru_cache(maxsize=16)

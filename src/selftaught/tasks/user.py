@@ -11,7 +11,7 @@ the answer is compared with gold, and where there is no gold nothing is decided.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from selftaught.errors import InputError
 from selftaught.store.datafiles import read_prompts
 from selftaught.store.manifest import MANIFEST
-from selftaught.tasks.sources import load_function, split_file
+from selftaught.tasks.sources import code_of, load_function, split_file
 from selftaught.tasks.task import demonstrate
 from selftaught.text.answers import canonical, compare_keys, final_answer
 from selftaught.text.dedup import normalise
@@ -34,7 +34,7 @@ Splits = dict[str, tuple[Prompt, ...]]
 class UserTask:
     """The task in `data`. Requests for new problems show `shots` prompts as examples, in `style`.
 
-    `any_number` takes the last number of a completion that marks no answer.
+    `any_number` takes the last number of a completion that marks no answer. `code` identifies the functions' source.
     """
 
     data: str
@@ -44,11 +44,11 @@ class UserTask:
     style: Style = "instruct"
     shots: int = 4
     any_number: bool = False
+    code: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        for function in (self.answer_function, self.verifier_function):
-            if function is not None:
-                load_function(function)
+        named = [f for f in (self.answer_function, self.verifier_function) if f is not None]
+        object.__setattr__(self, "code", tuple(code_of(function) for function in named))
 
     @property
     def name(self) -> str:

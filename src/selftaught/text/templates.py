@@ -4,6 +4,8 @@ The sampler and the trainer both go through here, so that a model is trained on 
 Tokenizers are passed in: any object with the interface of a transformers tokenizer.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,9 @@ def render(prompt: Prompt, template: str, tokenizer: Any = None) -> str:
     turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
     if template == CHAT:
         _require_chat_template(tokenizer)
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    return _load_jinja(template).render(messages=turns)
+        return _apply_chat_template(tokenizer, turns, prompt.id, open_answer=True)
+    with _explained(f"template {template}", prompt.id):
+        return _load_jinja(template).render(messages=turns)
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, template: str) -> list[int]:
@@ -57,7 +60,7 @@ def encode_completion(
     if (
         ids is not None
         and completion.tokenizer == fingerprint
-        and (completion.finish != "stop" or ids[-1:] and ids[-1] in ends)
+        and (completion.finish != "stop" or (ids[-1:] and ids[-1] in ends))
     ):
         return list(ids), False
     if template == CHAT:
@@ -72,7 +75,7 @@ def encode_completion(
 @lru_cache(maxsize=64)
 def _chat_end_ids(tokenizer: Any) -> tuple[int, ...]:
     probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "probe"}]
-    closed = tokenizer.apply_chat_template(probe, tokenize=False)
+    closed = _apply_chat_template(tokenizer, probe, "x", open_answer=False)
     tail = closed[closed.rindex("probe") + len("probe") :]
     specials = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     first = [i for i in tokenizer(tail, add_special_tokens=False)["input_ids"] if i in specials][:1]
@@ -90,12 +93,13 @@ def end_token_ids(tokenizer: Any, template: str) -> tuple[int, ...]:
 
 def _encode_chat_turn(tokenizer: Any, prompt: Prompt, text: str) -> list[int]:
     turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
-    opened = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    closed = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": text}], tokenize=False)
+    opened = _apply_chat_template(tokenizer, turns, prompt.id, open_answer=True)
+    answered = [*turns, {"role": "assistant", "content": text}]
+    closed = _apply_chat_template(tokenizer, answered, prompt.id, open_answer=False)
     if not closed.startswith(opened):
         raise InputError(
-            f"the chat template of {_name(tokenizer)} rewrites earlier turns once an answer is added (prompt {prompt.id}), "
-            "so the answer's targets cannot be told apart: pass --template plain or a Jinja file"
+            f"the chat template of {_name(tokenizer)} rewrites earlier turns once an answer is added (prompt "
+            f"{prompt.id}), so the answer's targets cannot be told apart: pass --template plain or a Jinja file"
         )
     ids = tokenizer(closed[len(opened) :], add_special_tokens=False)["input_ids"]
     ends = end_token_ids(tokenizer, CHAT)
@@ -106,6 +110,24 @@ def _encode_chat_turn(tokenizer: Any, prompt: Prompt, text: str) -> list[int]:
             f"{prompt.id}), so the model would never learn to stop: pass --template plain or fix the template"
         )
     return ids[: last + 1]
+
+
+def _apply_chat_template(tokenizer: Any, turns: list[dict[str, str]], prompt_id: str, *, open_answer: bool) -> str:
+    with _explained(f"the chat template of {_name(tokenizer)}", prompt_id):
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=open_answer, tokenize=False)
+
+
+@contextmanager
+def _explained(template: str, prompt_id: str) -> Iterator[None]:
+    """Templates refuse what they were not written for: a system turn, roles that do not alternate."""
+    import jinja2
+
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        raise InputError(
+            f"{template} cannot render prompt {prompt_id}: {error.message}; change the prompt's turns or the template"
+        ) from error
 
 
 def _require_chat_template(tokenizer: Any) -> None:
@@ -125,6 +147,8 @@ def _load_jinja(path: str) -> Any:
         raise InputError(
             f"template {path!r} is neither 'plain', 'chat' nor a readable file: {error.strerror}"
         ) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"template {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f"template {path}, line {error.lineno}: {error.message}") from None
 

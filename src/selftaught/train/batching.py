@@ -10,8 +10,8 @@ import torch
 from selftaught.errors import InputError
 from selftaught.objectives.base import Batch
 from selftaught.text.templates import encode_completion, encode_prompt
-from selftaught.train.attention import Layout
-from selftaught.types import Completion, Demonstration, Example, Pair
+from selftaught.train.layout import Layout, make_layout
+from selftaught.types import Completion, Example, Pair
 
 Ids = np.ndarray
 
@@ -57,7 +57,7 @@ def _encode_one(tokenizer: Any, example: Example, template: str, fingerprint: st
     prompt = encode_prompt(tokenizer, example.prompt, template)
     if not prompt:
         raise InputError(
-            f"example {example.id}: its prompt has no token, so nothing can predict the first target: give the prompt some text"
+            f"example {example.id}: its prompt has no token to predict the first target from: give it some text"
         )
     rows = completions_of(example)
     ids, again = zip(
@@ -81,7 +81,8 @@ def _encode_one(tokenizer: Any, example: Example, template: str, fingerprint: st
 class Row:
     """One row of input: `sources` are indices into `tokens`, `owner` counts the example's completions from 0.
 
-    The last token of a completion is a target and never an input.
+    The last token of a completion is a target and never an input. `parts` are the lengths of what attention treats
+    apart: the prompt and each completion of a tree, or the whole row.
     """
 
     tokens: Ids
@@ -90,6 +91,7 @@ class Row:
     sources: Ids
     targets: Ids
     owner: Ids
+    parts: tuple[int, ...]
 
 
 def tree_row(example: Encoded) -> Row:
@@ -101,10 +103,11 @@ def tree_row(example: Encoded) -> Row:
     return Row(
         tokens=np.concatenate([example.prompt, *(c[:-1] for c in example.completions)]),
         positions=np.concatenate([np.arange(prompt), *(np.arange(prompt, prompt + n) for n in lengths)]),
-        segments=np.repeat(np.arange(len(lengths) + 1), [prompt, *lengths]),
+        segments=np.repeat(np.arange(len(lengths) + 1) if len(lengths) > 1 else [0, 0], [prompt, *lengths]),
         sources=np.concatenate([part for span in spans for part in ([prompt - 1], span)]),
         targets=np.concatenate(example.completions),
         owner=np.repeat(np.arange(len(lengths)), [n + 1 for n in lengths]),
+        parts=(prompt, *lengths) if len(lengths) > 1 else (prompt + lengths[0],),
     )
 
 
@@ -114,11 +117,16 @@ def separate_rows(example: Encoded) -> list[Row]:
     for i, completion in enumerate(example.completions):
         tokens = np.concatenate([example.prompt, completion[:-1]])
         sources = np.arange(len(example.prompt) - 1, len(tokens))
-        zeros = np.zeros(len(tokens), dtype=np.int64)
-        owner = np.full(len(completion), i)
-        positions = np.arange(len(tokens))
         rows.append(
-            Row(tokens=tokens, positions=positions, segments=zeros, sources=sources, targets=completion, owner=owner)
+            Row(
+                tokens=tokens,
+                positions=np.arange(len(tokens)),
+                segments=np.zeros(len(tokens), dtype=np.int64),
+                sources=sources,
+                targets=completion,
+                owner=np.full(len(completion), i),
+                parts=(len(tokens),),
+            )
         )
     return rows
 
@@ -142,25 +150,24 @@ class Item:
         return sum(len(r.tokens) for r in self.rows)
 
 
-def make_items(examples: Sequence[Encoded], tree: bool, reference: Mapping[str, float] | None) -> list[Item]:
-    """Return the examples' rows, as trees or separate.
+def make_items(examples: Sequence[Encoded], tree: bool) -> list[Item]:
+    """Return the examples with their rows, as trees or separate."""
+    return [Item(example=e, rows=(tree_row(e),) if tree else tuple(separate_rows(e))) for e in examples]
+
+
+def with_reference(item: Item, reference: Mapping[str, float]) -> Item:
+    """Return `item` with its completions' reference log-probs.
 
     Raises:
-        InputError: a completion has no reference log-prob; names it.
+        InputError: there is none for a completion; names it.
     """
-    items = []
-    for example in examples:
-        rows = (tree_row(example),) if tree else tuple(separate_rows(example))
-        values = None
-        if reference is not None:
-            missing = [c for c in example.completion_ids if c not in reference]
-            if missing:
-                raise InputError(
-                    f"example {example.id}: completion {missing[0]} has no reference log-prob: score the examples again"
-                )
-            values = tuple(reference[c] for c in example.completion_ids)
-        items.append(Item(example=example, rows=rows, reference=values))
-    return items
+    ids = item.example.completion_ids
+    missing = [name for name in ids if reference.get(name) is None]
+    if missing:
+        raise InputError(
+            f"example {item.example.id}: completion {missing[0]} has no reference log-prob: compute the reference again"
+        )
+    return replace(item, reference=tuple(reference[name] for name in ids))
 
 
 def micro_batches(items: Sequence[Item], budget: int, packed: bool) -> list[list[Item]]:
@@ -191,6 +198,37 @@ def shares(items: Sequence[Item], world: int) -> list[list[Item]]:
     return hands
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batcher:
+    """Makes this rank's micro-batches of a global batch.
+
+    `in_step` says that all ranks must make the same number of passes through the model: FSDP2 ranks gather each other's
+    shards in every one.
+    """
+
+    packed: bool
+    pad_id: int
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    in_step: bool = False
+
+    def split(self, items: Sequence[Item], budget: int) -> list[list[Item]]:
+        """Return this rank's share of `items` as micro-batches of at most `budget` tokens."""
+        return micro_batches(shares(items, self.world)[self.rank], budget, self.packed)
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """Return `items` as one micro-batch on this rank's device."""
+        return to_device(collate(items, packed=self.packed, pad_id=self.pad_id), self.device)
+
+    def idle_passes(self, items: Sequence[Item], budget: int) -> int:
+        """Return how many passes this rank must make beyond those of its own micro-batches."""
+        if not self.in_step:
+            return 0
+        counts = [len(micro_batches(share, budget, self.packed)) for share in shares(items, self.world)]
+        return max(counts) - counts[self.rank]
+
+
 def _cost(item: Item, widest: int, packed: bool) -> int:
     return item.tokens if packed else widest * len(item.rows)
 
@@ -201,16 +239,15 @@ def collate(items: Sequence[Item], *, packed: bool, pad_id: int, device: torch.d
     widths = np.array([len(r.tokens) for r in rows])
     completions = len(items[0].example.completions)
     first_owner = np.concatenate([np.full(len(i.rows), n * completions) for n, i in enumerate(items)])
-    places = _places(widths, int(widths.max()))
     starts = np.concatenate([[0], np.cumsum(widths)[:-1]]) if packed else np.arange(len(rows)) * widths.max()
     target_counts = [len(r.targets) for r in rows]
     owner = np.concatenate([r.owner for r in rows]) + np.repeat(first_owner, target_counts)
     sources = np.concatenate([r.sources for r in rows]) + np.repeat(starts, target_counts)
     build = _packed_inputs if packed else _padded_inputs
-    inputs, layout = build(rows, widths, places, pad_id)
+    inputs, layout = build(rows, widths, pad_id)
     lengths = np.array([len(c) for i in items for c in i.example.completions], dtype=np.float32)
     weights = tuple(i.example.weight for i in items)
-    has_reference = items[0].reference is not None
+    reference = [value for item in items for value in item.reference or ()]
     return Batch(
         inputs=inputs,
         layout=layout,
@@ -219,25 +256,18 @@ def collate(items: Sequence[Item], *, packed: bool, pad_id: int, device: torch.d
         owner=torch.from_numpy(owner),
         lengths=torch.from_numpy(lengths),
         weights=torch.tensor(weights, dtype=torch.float32),
-        reference=torch.tensor([v for i in items for v in i.reference], dtype=torch.float32) if has_reference else None,
+        reference=torch.tensor(reference, dtype=torch.float32) if reference else None,
         example_ids=tuple(i.example.id for i in items),
         example_weights=weights,
         target_count=len(sources),
     )
 
 
-_LAYOUT_TENSORS = ("token", "place", "padding", "positions", "segments")
-
-
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return `batch` with its tensors on `device`."""
     if device.type == "cpu":
         return batch
-    layout = batch.layout
-    if layout is not None:
-        layout = replace(
-            layout, **{n: getattr(layout, n).to(device) for n in ("pad", "unpad", "positions", "segments")}
-        )
+    layout = None if batch.layout is None else batch.layout.to(device)
     moved = {n: getattr(batch, n).to(device) for n in ("sources", "targets", "owner", "lengths", "weights")}
     reference = None if batch.reference is None else batch.reference.to(device)
     inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
@@ -249,32 +279,17 @@ def _places(widths: Ids, width: int) -> Ids:
     return np.arange(int(widths.sum())) + starts
 
 
-def _packed_inputs(rows: Sequence[Row], widths: Ids, places: Ids, pad_id: int) -> tuple[dict, Layout]:
-    width = int(widths.max())
-
-    def padded(values: Ids, fill: int) -> torch.Tensor:
-        full = np.full(len(rows) * width, fill, dtype=np.int64)
-        full[places] = values
-        return torch.from_numpy(full)
-
+def _packed_inputs(rows: Sequence[Row], widths: Ids, pad_id: int) -> tuple[dict, Layout]:
     positions = np.concatenate([r.positions for r in rows])
     segments = np.concatenate([r.segments for r in rows])
-    layout = Layout(
-        rows=len(rows),
-        width=width,
-        token=padded(np.arange(len(places)), 0),
-        place=torch.from_numpy(places),
-        padding=torch.from_numpy(np.flatnonzero(np.bincount(places, minlength=len(rows) * width) == 0)),
-        positions=padded(positions, 0).view(len(rows), width),
-        segments=padded(segments, -1).view(len(rows), width),
-        is_tree=bool(segments.max() > 1),
-    )
+    layout = make_layout([r.parts for r in rows], positions, segments)
     tokens = torch.from_numpy(np.concatenate([r.tokens for r in rows]))[None]
     return {"input_ids": tokens, "position_ids": torch.from_numpy(positions)[None]}, layout
 
 
-def _padded_inputs(rows: Sequence[Row], widths: Ids, places: Ids, pad_id: int) -> tuple[dict, None]:
+def _padded_inputs(rows: Sequence[Row], widths: Ids, pad_id: int) -> tuple[dict, None]:
     shape = (len(rows), int(widths.max()))
+    places = _places(widths, shape[1])
     tokens = np.full(shape[0] * shape[1], pad_id, dtype=np.int64)
     tokens[places] = np.concatenate([r.tokens for r in rows])
     mask = np.zeros(shape[0] * shape[1], dtype=np.int64)

@@ -39,9 +39,8 @@ def whole_directory(path: Path) -> Iterator[Path]:
 def save_checkpoint(root: Path, step: int, state: dict[str, Any]) -> None:
     """Write `state` as `root/step-XXXXXX` and drop earlier checkpoints once it is whole."""
     target = root / f"step-{step:06d}"
-    with whole_directory(target) as aside:
-        with (aside / "state.pt").open("wb") as file:
-            torch.save(state, file)
+    with whole_directory(target) as aside, (aside / "state.pt").open("wb") as file:
+        torch.save(state, file)
     for other in _complete(root):
         if other != target:
             shutil.rmtree(other)

@@ -22,7 +22,8 @@ def prepare_examples(
 ) -> list[Encoded]:
     """Return the examples as ids, without those longer than `max_length` or the model's context.
 
-    With `show` the first rows are printed to stderr with their loss mask, and what was left out or re-tokenised is counted.
+    With `show` the first rows are printed to stderr with their loss mask, with counts of what was left out or encoded
+    from text.
 
     Raises:
         NothingToTrainOn: no example is left.

@@ -1,6 +1,7 @@
 """From a batch to the log-probabilities of its targets, through any transformers causal language model."""
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -17,19 +18,26 @@ class TargetLogps(nn.Module):
 
     def __init__(self, model: PreTrainedModel, *, chunked: bool = True):
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.chunked = chunked
 
     def forward(self, batch: Batch) -> Tensor:
         """Return log pi(target | what the source sees), in nats."""
         extra = {} if batch.layout is None else {"layout": batch.layout}
-        causal_lm = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if not self.chunked:
-            logits = self.model(**batch.inputs, **extra, use_cache=False).logits
-            logits = logits.flatten(0, 1).index_select(0, batch.sources).float()
-            return logits.log_softmax(-1).gather(-1, batch.targets[:, None]).squeeze(-1)
-        hidden = causal_lm.base_model(**batch.inputs, **extra, use_cache=False)[0]
+            # Packed inputs are one row, so the model can be asked for the logits at the sources alone.
+            kept = {} if batch.layout is None else {"logits_to_keep": batch.sources}
+            logits = self.model(**batch.inputs, **extra, **kept, use_cache=False).logits.flatten(0, 1)
+            logits = logits if kept else logits.index_select(0, batch.sources)
+            return logits.float().log_softmax(-1).gather(-1, batch.targets[:, None]).squeeze(-1)
+        model = causal_lm(self.model)
+        hidden = model.base_model(**batch.inputs, **extra, use_cache=False)[0]
         hidden = hidden.flatten(0, 1).index_select(0, batch.sources)
-        head = causal_lm.get_output_embeddings()
-        softcap = getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None)
+        head = model.get_output_embeddings()
+        softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         return token_logps(hidden, head.weight, batch.targets, bias=head.bias, softcap=softcap)
+
+
+def causal_lm(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the transformers model inside a peft wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model

@@ -16,16 +16,17 @@ from selftaught.models.load import load_config, load_tokenizer
 from selftaught.objectives import build_objective
 from selftaught.specs import ModelSpec, ObjectiveSpec, Training
 from selftaught.store.stage import open_stage
-from selftaught.train.batching import Item, make_items
+from selftaught.train.batching import Batcher, Item, make_items, with_reference
 from selftaught.train.checkpoint import load_checkpoint, save_checkpoint, whole_directory
 from selftaught.train.distributed import Ranks, join_ranks, shard
 from selftaught.train.examples import prepare_examples
-from selftaught.train.forward import TargetLogps
+from selftaught.train.forward import TargetLogps, causal_lm
+from selftaught.train.memory import keep_freed_memory
 from selftaught.train.precision import Weights, fast_fp32_matmul, resolve_precision
 from selftaught.train.probe import Mode, choose_mode
 from selftaught.train.reference import stored_reference, summed_logps
 from selftaught.train.schedule import batch_indices, learning_rate, steps_per_epoch, total_steps
-from selftaught.train.setup import causal_lm, make_policy, open_model
+from selftaught.train.setup import make_policy, open_model
 from selftaught.train.trackers import Metrics
 from selftaught.train.update import Updater
 from selftaught.types import Example, Score, content_id
@@ -35,8 +36,8 @@ from selftaught.types import Example, Score, content_id
 class TrainJob:
     """One training stage: what to train, on what, towards what, and where to put it.
 
-    `examples` is a stage directory or rows. `reference` maps completion ids to summed log-probs, or is a stage of scores;
-    None lets the untrained model compute them.
+    `examples` is a stage directory or rows. `reference` maps completion ids to summed log-probs, or is a stage of
+    scores; None lets the untrained model compute them.
     """
 
     model: ModelSpec
@@ -51,8 +52,8 @@ class TrainJob:
 def train(job: TrainJob) -> None:
     """Train `job.model` and leave it in `job.out/model`, with `metrics.jsonl` beside it.
 
-    Runs alone or as one of torchrun's processes. Called again on the same `out` it resumes from the last checkpoint, and
-    ends in bit-equal weights on the same machine, threads, processes and versions; on a finished `out` it returns at once.
+    Runs alone or as one of torchrun's processes. Called again on the same `out` it resumes from the last checkpoint,
+    and ends in bit-equal weights on the same machine, threads, processes and versions. A finished `out` is left alone.
 
     Raises:
         NothingToTrainOn: there is no example, or none that fits.
@@ -61,23 +62,25 @@ def train(job: TrainJob) -> None:
     """
     if (job.out / "model").is_dir():
         return
+    keep_freed_memory()
     with join_ranks() as ranks, fast_fp32_matmul(ranks.device), torch.random.fork_rng():
         torch.manual_seed(job.seed)
         _train(job, ranks)
 
 
 def reference_logps(model: ModelSpec, examples: Path | Sequence[Example], settings: Training) -> Iterator[Score]:
-    """Yield the summed log-prob (nats, float32) of every completion of `examples` under `model`, as scores "logps/ref"."""
+    """Yield the summed log-prob (nats) of every completion of `examples` under `model`, as scores "logps/ref".
+
+    Under torchrun each process yields its own share.
+    """
     with join_ranks() as ranks, fast_fp32_matmul(ranks.device):
         tokenizer = load_tokenizer(model)
         encoded = prepare_examples(model, examples, settings, tokenizer, show=False)
         policy, mode = _open_policy(model, settings, ranks)
-        policy.eval()
-        Weights(policy, resolve_precision(settings.precision, ranks.device))
-        items = make_items(encoded, tree=mode.packed and settings.tree_rows, reference=None)
-        for name, value in summed_logps(
-            policy, items, settings.micro_batch_tokens, mode.packed, tokenizer.pad_token_id
-        ):
+        Weights(policy.eval(), resolve_precision(settings.precision, ranks.device))
+        items = make_items(encoded, tree=mode.packed and settings.tree_rows)
+        batcher = _batcher(mode, tokenizer.pad_token_id, ranks, in_step=False)
+        for name, value in summed_logps(policy, items, batcher, settings.micro_batch_tokens):
             yield Score(completion_id=name, scorer="logps/ref", value=value)
 
 
@@ -92,10 +95,11 @@ def _train(job: TrainJob, ranks: Ranks) -> None:
     if sharded:
         shard(policy, causal_lm(policy.model)._no_split_modules or (), dtype)
     weights = Weights(policy, torch.float32 if sharded else dtype)
-    items = make_items(encoded, tree=mode.packed and settings.tree_rows, reference=None)
+    batcher = _batcher(mode, tokenizer.pad_token_id, ranks, in_step=sharded)
+    items = make_items(encoded, tree=mode.packed and settings.tree_rows)
     if objective.needs_reference:
-        reference = _reference(job, policy, items, mode.packed, tokenizer.pad_token_id, ranks)
-        items = make_items(encoded, tree=mode.packed and settings.tree_rows, reference=reference)
+        reference = _reference(job, policy, items, batcher, ranks)
+        items = [with_reference(item, reference) for item in items]
     optimizer = torch.optim.AdamW(weights.masters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
     updater = Updater(
         policy=policy,
@@ -104,8 +108,7 @@ def _train(job: TrainJob, ranks: Ranks) -> None:
         optimizer=optimizer,
         settings=settings,
         ranks=ranks,
-        packed=mode.packed,
-        pad_id=tokenizer.pad_token_id,
+        batcher=batcher,
     )
     # Every rank draws its own adapter dropout.
     torch.manual_seed(job.seed + ranks.rank)
@@ -115,20 +118,26 @@ def _train(job: TrainJob, ranks: Ranks) -> None:
 
 def _open_policy(model: ModelSpec, settings: Training, ranks: Ranks) -> tuple[TargetLogps, Mode]:
     opened = open_model(model, settings, ranks.device)
-    mode, reason = choose_mode(causal_lm(opened).config)
+    mode, reason = choose_mode(causal_lm(opened))
     if reason and ranks.rank == 0:
         print(reason, file=sys.stderr)
     return make_policy(opened, mode, settings), mode
 
 
+def _batcher(mode: Mode, pad_id: int, ranks: Ranks, *, in_step: bool) -> Batcher:
+    return Batcher(
+        packed=mode.packed, pad_id=pad_id, device=ranks.device, rank=ranks.rank, world=ranks.world, in_step=in_step
+    )
+
+
 def _reference(
-    job: TrainJob, policy: TargetLogps, items: Sequence[Item], packed: bool, pad_id: int, ranks: Ranks
+    job: TrainJob, policy: TargetLogps, items: Sequence[Item], batcher: Batcher, ranks: Ranks
 ) -> Mapping[str, float]:
     if isinstance(job.reference, Path):
         return {score.completion_id: score.value for score in open_stage(job.reference)}
     if job.reference is not None:
         return job.reference
-    return stored_reference(job.out, policy, items, job.settings.micro_batch_tokens, packed, pad_id, ranks)
+    return stored_reference(job.out, policy, items, batcher, job.settings.micro_batch_tokens, ranks)
 
 
 def _run(job: TrainJob, updater: Updater, items: Sequence[Item]) -> None:

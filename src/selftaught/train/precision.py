@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from selftaught.specs import Precision
 
@@ -19,7 +20,7 @@ def fast_fp32_matmul(device: torch.device) -> Iterator[None]:
     matmuls to it, and where the CPU has no matrix unit for bf16 it then computes in float32: a probe with values that
     bf16 and tf32 would round makes sure. The setting is put back on exit.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     if device.type == "cpu" and _onednn_is_exact() and _mkl_is_slow():
         matmul.fp32_precision = "bf16"
@@ -33,7 +34,7 @@ def fast_fp32_matmul(device: torch.device) -> Iterator[None]:
 def _onednn_is_exact() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
-    matmul = torch.backends.mkldnn.matmul
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     value = 1 + 2.0**-12
     try:
@@ -72,8 +73,8 @@ def _cpu_has_bf16() -> bool:
 class Weights:
     """The weights a model computes with and the float32 master weights that the optimizer steps.
 
-    In float32 they are the same tensors. In bf16 the model holds rounded copies; gradients of micro-batches are added up
-    in float32 on the masters.
+    In float32 they are the same tensors. In bf16 the model holds rounded copies; gradients of micro-batches are added
+    up in float32 on the masters.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
@@ -102,7 +103,7 @@ class Weights:
         """Copy the stepped masters into the model."""
         if self.separate:
             with torch.no_grad():
-                torch._foreach_copy_(self.params, self.masters)
+                torch._foreach_copy_(list[Tensor](self.params), list[Tensor](self.masters))
 
     def clear(self) -> None:
         """Drop all gradients."""

@@ -20,8 +20,9 @@ def check_ends(examples: Sequence[Encoded], end_ids: Sequence[int]) -> None:
         for tokens, finished, name in zip(example.completions, example.finished, example.completion_ids, strict=True):
             if finished and int(tokens[-1]) not in ends:
                 raise InputError(
-                    f"example {example.id}: completion {name} finished, but its loss mask ends with token {int(tokens[-1])} and not with "
-                    f"an end-of-turn token {sorted(ends)}: the model would never learn to stop; fix the template or set finish='length'"
+                    f"example {example.id}: completion {name} finished, but its loss mask ends with token "
+                    f"{int(tokens[-1])} and not with an end-of-turn token {sorted(ends)}, so the model would never "
+                    "learn to stop: fix the template, or mark the completion finish='length'"
                 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from selftaught.models.shrunken import VOCABULARY, shrunken
 from selftaught.train.attention import NAME
@@ -25,14 +25,14 @@ class Mode:
     chunked: bool
 
 
-def choose_mode(config: PreTrainedConfig) -> tuple[Mode, str]:
+def choose_mode(model: PreTrainedModel) -> tuple[Mode, str]:
     """Return the fastest mode that agrees with separate rows and the model's own logits to 1e-4 in float32, and why.
 
-    One row is longer than twice the sliding window. The reason is one line for the user, empty where the fastest mode holds.
+    One row is longer than twice the sliding window. The reason is one line, empty where the fastest mode holds.
     """
     try:
-        small = shrunken(config)
-    except Exception as error:  # noqa: BLE001 - any model code may run here, and each failure means the same
+        small = shrunken(type(model), model.config)
+    except Exception as error:
         return Mode(
             False, False
         ), f"no shrunken copy for the probe ({_first_line(error)}): training on separate rows with full logits"
@@ -42,7 +42,7 @@ def choose_mode(config: PreTrainedConfig) -> tuple[Mode, str]:
     for mode in (Mode(True, True), Mode(True, False), Mode(False, True)):
         try:
             difference = float(np.abs(_logps(small, examples, mode) - truth).max())
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             reasons.append(_first_line(error))
             continue
         if difference <= TOLERANCE:
@@ -87,7 +87,7 @@ def _examples() -> list[Encoded]:
 @torch.no_grad()
 def _logps(model: PreTrainedModel, examples: list[Encoded], mode: Mode) -> np.ndarray:
     model.set_attn_implementation(NAME if mode.packed else "eager")
-    batch = collate(make_items(examples, tree=mode.packed, reference=None), packed=mode.packed, pad_id=0)
+    batch = collate(make_items(examples, tree=mode.packed), packed=mode.packed, pad_id=0)
     logps = TargetLogps(model, chunked=mode.chunked)(batch)
     # Rows differ between modes, targets of a completion do not: order them by completion.
     return logps[torch.argsort(batch.owner, stable=True)].double().numpy()

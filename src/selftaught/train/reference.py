@@ -7,32 +7,36 @@ from pathlib import Path
 import torch
 
 from selftaught.functional.nll import sequence_sums
-from selftaught.train.batching import Item, collate, micro_batches, shares, to_device
+from selftaught.train.batching import Batcher, Item
 from selftaught.train.checkpoint import whole_directory
 from selftaught.train.distributed import Ranks
 from selftaught.train.forward import TargetLogps
 
 
+@torch.no_grad()
 def summed_logps(
-    policy: TargetLogps, items: Sequence[Item], budget: int, packed: bool, pad_id: int
+    policy: TargetLogps, items: Sequence[Item], batcher: Batcher, budget: int
 ) -> Iterator[tuple[str, float]]:
-    """Yield (completion id, log-prob summed over its targets in float32, nats) for all completions of `items`."""
-    device = next(policy.parameters()).device
-    for part in micro_batches(items, budget, packed):
-        batch = to_device(collate(part, packed=packed, pad_id=pad_id), device)
-        with torch.no_grad():
-            sums = sequence_sums(policy(batch), batch.owner, batch.sequences)
+    """Yield (completion id, log-prob in nats summed over its targets in float32) for this rank's share of `items`."""
+    for part in batcher.split(items, budget):
+        batch = batcher.collate(part)
+        sums = sequence_sums(policy(batch), batch.owner, batch.sequences)
         yield from zip((c for item in part for c in item.example.completion_ids), sums.tolist(), strict=True)
+    for _ in range(batcher.idle_passes(items, budget)):
+        policy(batcher.collate(items[:1]))
 
 
 def stored_reference(
-    out: Path, policy: TargetLogps, items: Sequence[Item], budget: int, packed: bool, pad_id: int, ranks: Ranks
+    out: Path, policy: TargetLogps, items: Sequence[Item], batcher: Batcher, budget: int, ranks: Ranks
 ) -> Mapping[str, float]:
-    """Return the untrained policy's log-probs of all completions; computed by all ranks at the first call, then read from `out`."""
+    """Return the untrained policy's log-probs of all completions.
+
+    All ranks compute them together at the first call, and leave them in `out`/reference; later calls read them there.
+    """
     path = out / "reference"
     if not path.is_dir():
         policy.eval()
-        mine = dict(summed_logps(policy, shares(items, ranks.world)[ranks.rank], budget, packed, pad_id))
+        mine = dict(summed_logps(policy, items, batcher, budget))
         policy.train()
         merged = {k: v for part in ranks.collect(mine) for k, v in part.items()}
         if ranks.rank == 0:

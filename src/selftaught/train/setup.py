@@ -7,7 +7,7 @@ from selftaught.errors import InputError
 from selftaught.models.load import load_model
 from selftaught.specs import Lora, ModelSpec, Training
 from selftaught.train.attention import NAME
-from selftaught.train.forward import TargetLogps
+from selftaught.train.forward import TargetLogps, causal_lm
 from selftaught.train.probe import Mode
 
 
@@ -19,31 +19,31 @@ def open_model(spec: ModelSpec, settings: Training, device: torch.device) -> Pre
     """
     model = load_model(spec, device=device, dtype=torch.float32)
     if settings.lora is None:
-        model = model.merge_and_unload() if spec.adapter else model
+        # peft freezes the weights it adapts, and merging leaves them so.
+        model = model.merge_and_unload().requires_grad_(True) if spec.adapter else model
     elif spec.adapter:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
     else:
         model = _with_adapter(model, settings.lora)
-    model.train()
-    _switch_off_dropout(model)
-    if settings.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
+    return model.train()
 
 
 def make_policy(model: PreTrainedModel, mode: Mode, settings: Training) -> TargetLogps:
-    """Return `model` as a function from batches to target log-probs, computed in `mode`."""
+    """Return `model` as a function from batches to target log-probs, computed in `mode`.
+
+    The model's own dropout is switched off, so that an update does not depend on how it is split; an adapter's stays.
+    """
+    _switch_off_dropout(model)
+    if settings.activation_checkpointing:
+        # Renamed in transformers 5.2x; the old name is to go in version 6.
+        inner = causal_lm(model)
+        getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)()
     if mode.packed:
         causal_lm(model).set_attn_implementation(NAME)
     if settings.compile:
         causal_lm(model).base_model.compile(dynamic=True)
     return TargetLogps(model, chunked=mode.chunked)
-
-
-def causal_lm(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the transformers model inside a peft wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def _with_adapter(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
@@ -60,7 +60,6 @@ def _with_adapter(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
 
 
 def _switch_off_dropout(model: PreTrainedModel) -> None:
-    """Set the model's own dropout to 0, so that an update does not depend on how it is split; an adapter's stays."""
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout) and "lora_" not in name:
             module.p = 0.0

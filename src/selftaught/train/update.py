@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from selftaught.errors import InputError, TrainingDiverged
 from selftaught.objectives.base import Batch, Objective, Term
 from selftaught.specs import Training
-from selftaught.train.batching import Item, collate, micro_batches, shares, to_device
+from selftaught.train.batching import Batcher, Item, micro_batches
 from selftaught.train.distributed import Ranks, split_like, whole
+from selftaught.train.forward import TargetLogps
 from selftaught.train.precision import Weights
 
 
@@ -20,14 +21,13 @@ from selftaught.train.precision import Weights
 class Updater:
     """Sums gradients of the terms, each divided once by its global count, and steps the optimizer."""
 
-    policy: nn.Module
+    policy: TargetLogps
     objective: Objective
     weights: Weights
     optimizer: torch.optim.Optimizer
     settings: Training
     ranks: Ranks
-    packed: bool
-    pad_id: int
+    batcher: Batcher
     budget: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,8 +74,8 @@ class Updater:
             self.weights.collect()
             losses.append(loss.detach())
             totals += torch.stack([terms[n].sum.detach().float() for n in counts])
-        for _ in range(self._idle_passes(items, len(batches))):
-            (self.policy(self._collate(items[:1])).sum() * 0.0).backward()
+        for _ in range(self.batcher.idle_passes(items, self.budget)):
+            (self.policy(self.batcher.collate(items[:1])).sum() * 0.0).backward()
         return losses, totals
 
     def state(self) -> dict[str, Any]:
@@ -121,22 +121,12 @@ class Updater:
         return {"loss": values[0], "grad_norm": values[1], **means}
 
     def _batches(self, items: Sequence[Item]) -> list[Batch]:
-        mine = shares(items, self.ranks.world)[self.ranks.rank]
-        return [self._collate(m) for m in micro_batches(mine, self.budget, self.packed)]
-
-    def _collate(self, items: Sequence[Item]) -> Batch:
-        return to_device(collate(items, packed=self.packed, pad_id=self.pad_id), self.ranks.device)
-
-    def _idle_passes(self, items: Sequence[Item], done: int) -> int:
-        """Return how many passes FSDP2, whose ranks gather each other's shards in step, needs beyond this rank's own."""
-        if self.settings.strategy != "fsdp2" or self.ranks.world == 1:
-            return 0
-        return max(len(micro_batches(s, self.budget, self.packed)) for s in shares(items, self.ranks.world)) - done
+        return [self.batcher.collate(part) for part in self.batcher.split(items, self.budget)]
 
     @property
     def may_halve(self) -> bool:
         """Whether this rank may choose its micro-batches alone: not while FSDP2 ranks must keep step."""
-        return self.settings.strategy != "fsdp2" or self.ranks.world == 1
+        return not self.batcher.in_step
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float]:
         counts = dict.fromkeys(self.objective.terms, 0.0)
@@ -149,12 +139,12 @@ class Updater:
         self.weights.clear()
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
-        largest = max(micro_batches(items, self.budget, self.packed), key=len)
+        largest = max(micro_batches(items, self.budget, self.batcher.packed), key=len)
         if len(largest) == 1:
             biggest = max(items, key=lambda i: i.tokens)
             raise InputError(
-                f"example {biggest.example.id} ({biggest.tokens} tokens) alone does not fit into memory ({reason}): set "
-                "max_length below that, or switch activation_checkpointing or lora on"
+                f"example {biggest.example.id} ({biggest.tokens} tokens) alone does not fit into memory ({reason}): "
+                "set max_length below that, or switch activation_checkpointing or lora on"
             )
         self.budget = min(self.budget, sum(i.tokens for i in largest)) // 2
 
@@ -176,7 +166,7 @@ def _loss(terms: dict[str, Term], counts: dict[str, float]) -> Tensor:
 
 
 def clip_gradients(params: Sequence[nn.Parameter], limit: float) -> Tensor:
-    """Scale gradients to a total 2-norm of at most `limit` (0 for no limit) and return the norm before, a scalar tensor."""
+    """Scale gradients to a 2-norm of at most `limit` (0 for no limit) and return the norm before, a scalar tensor."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     if limit > 0:

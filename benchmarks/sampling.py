@@ -1,0 +1,178 @@
+"""Sampling from a 5.8M Llama: new tokens per second, beside transformers' `generate` and `generate_batch`.
+
+    python benchmarks/sampling.py [--repeats 3] [--out benchmarks/results/sampling.json]
+
+16 prompts of 128 tokens, 8 samples each of 128 new tokens, temperature 1, no filter, no end token, so that all sides
+draw the same number. Each measurement is a process of its own; loading and a warm-up on 8 tokens are left out. Ours is
+timed from prompts to completions, log-probs and text included. The peers get `num_return_sequences=8` and are tuned
+first: `generate` over the attention implementations and the static cache, `generate_batch` over attention, page size
+and batch size; each case is then measured against the fastest setting.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+from sides import alternate, case, finish, matmul_gflops, median_of, median_rate, peak_gigabytes, timed
+
+VOCABULARY, PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS, WARM_UP = 4096, 16, 8, 128, 128, 8
+CASES = ("fp32 generate", "bf16 generate", "fp32 generate_batch", "bf16 generate_batch")
+SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "generate": ({"attention": "sdpa"}, {"attention": "eager"}, {"attention": "sdpa", "cache": "static"}),
+    "generate_batch": (
+        {"attention": "sdpa"},
+        {"attention": "sdpa", "page_size": 32, "num_blocks": 1600, "max_batch_tokens": 512},
+        {"attention": "sdpa", "page_size": 256, "num_blocks": 200, "max_batch_tokens": 2048},
+        {"attention": "eager", "page_size": 256, "num_blocks": 200, "max_batch_tokens": 2048},
+    ),
+}
+
+
+def build(precision: str) -> Any:
+    """Return the random model in eval mode."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+
+
+def prompt_ids() -> list[list[int]]:
+    """Return the prompts."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(3, VOCABULARY, (PROMPTS, PROMPT_TOKENS), generator=generator).tolist()
+
+
+def ours(precision: str) -> tuple[float, int]:
+    """Sample with this library; return seconds and new tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from selftaught.engines.sampler import generate
+    from selftaught.specs import Sampling
+    from selftaught.types import Prompt
+
+    vocabulary = {"<pad>": 0, "<unk>": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
+    prompts = [Prompt.from_text(" ".join(f"w{i}" for i in ids)) for ids in prompt_ids()]
+    model = build(precision)
+
+    def run(tokens: int) -> int:
+        groups = generate(model, tokenizer, prompts, Sampling(k=SAMPLES, max_tokens=tokens), seed=0)
+        return sum(len(c.token_ids or ()) for group in groups for c in group)
+
+    run(WARM_UP)
+    return timed(lambda: run(NEW_TOKENS))
+
+
+def transformers_generate(precision: str, attention: str, cache: str | None = None) -> tuple[float, int]:
+    """Sample with `generate`; return seconds and new tokens."""
+    import torch
+
+    model = build(precision)
+    model.set_attn_implementation(attention)
+    ids = torch.tensor(prompt_ids())
+    options = {"do_sample": True, "top_k": 0, "num_return_sequences": SAMPLES, "cache_implementation": cache}
+
+    def run(tokens: int) -> int:
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **options)
+        return len(out) * (out.shape[1] - ids.shape[1])
+
+    run(WARM_UP)
+    return timed(lambda: run(NEW_TOKENS))
+
+
+def transformers_generate_batch(precision: str, attention: str, **batching: int) -> tuple[float, int]:
+    """Sample with `generate_batch`; return seconds and new tokens."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    model = build(precision)
+    model.set_attn_implementation(attention)
+
+    def run(tokens: int) -> int:
+        settings = GenerationConfig(
+            do_sample=True,
+            top_k=0,
+            num_return_sequences=SAMPLES,
+            max_new_tokens=tokens,
+            eos_token_id=-1,
+            pad_token_id=0,
+        )
+        # Its manager is built anew for every call; reused configurations keep what it inferred.
+        config = ContinuousBatchingConfig(**batching)
+        out = model.generate_batch(prompt_ids(), generation_config=settings, continuous_batching_config=config)
+        return sum(len(o.generated_tokens) for o in out.values())
+
+    run(WARM_UP)
+    return timed(lambda: run(NEW_TOKENS))
+
+
+def measure(side: str, case_name: str) -> None:
+    """Print one measurement as JSON; `side` is "ours" or the number of a peer's setting."""
+    precision, peer = case_name.split()
+    if side == "ours":
+        seconds, tokens = ours(precision)
+    else:
+        run = transformers_generate if peer == "generate" else transformers_generate_batch
+        seconds, tokens = run(precision, **SETTINGS[peer][int(side)])
+    expected = PROMPTS * SAMPLES * NEW_TOKENS
+    if tokens != expected:
+        raise SystemExit(f"{side} drew {tokens} tokens for {case_name}, not {expected}")
+    print(json.dumps({"seconds": seconds, "tokens": tokens, "gigabytes": peak_gigabytes()}))
+
+
+def report(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Tune the peers, measure everything, and return the rows of the result and the matmul peaks."""
+    import torch
+
+    peaks = {"fp32": matmul_gflops(torch.float32), "bf16": matmul_gflops(torch.bfloat16)}
+    rows = []
+    for name in CASES:
+        settings = SETTINGS[name.split()[1]]
+        tried = alternate(__file__, (name,), 1, tuple(map(str, range(len(settings)))))
+        best = max(range(len(settings)), key=lambda i, n=name, t=tried: median_rate(t[n, str(i)]))
+        found = alternate(__file__, (name,), repeats, ("ours", str(best)))
+        own, rival = found[name, "ours"], found[name, str(best)]
+        facts = {"peer_setting": settings[best], "peak_gigabytes": [median_of(m, "gigabytes") for m in (own, rival)]}
+        rows.append(case(name, median_rate(own), median_rate(rival), "new tokens/s", **facts))
+    return rows, {"matmul_gflops": peaks}
+
+
+def main() -> None:
+    """Measure, or run one measurement of one side."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sampling.json")
+    parser.add_argument("--measure", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(*arguments.measure)
+        return
+    rows, facts = report(arguments.repeats)
+    finish("sampling", rows, arguments.out, **facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

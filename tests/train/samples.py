@@ -1,0 +1,88 @@
+"""Rows and saved models for the trainer's tests."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests import architectures
+
+from selftaught.specs import ModelSpec, Preference, Training
+from selftaught.train.batching import Encoded, encode
+from selftaught.train.loop import TrainJob
+from selftaught.types import Completion, Demonstration, Pair, Prompt
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 "
+
+
+def text(draw: random.Random, low: int, high: int) -> str:
+    return "".join(draw.choice(LETTERS) for _ in range(draw.randint(low, high)))
+
+
+def pairs(
+    count: int, seed: int = 0, prompt: tuple[int, int] = (2, 14), completion: tuple[int, int] = (0, 12)
+) -> list[Pair]:
+    """Return pairs of random text with random weights; an empty completion is just an end-of-turn token."""
+    draw, made = random.Random(seed), []
+    for _ in range(count):
+        asked = Prompt.from_text(text(draw, *prompt))
+        chosen, rejected = (Completion(prompt_id=asked.id, k=k, text=text(draw, *completion)) for k in range(2))
+        made.append(Pair(prompt=asked, chosen=chosen, rejected=rejected, weight=draw.random()))
+    return made
+
+
+def demonstrations(count: int, seed: int = 0) -> list[Demonstration]:
+    """Return the chosen completions of `pairs`."""
+    return [Demonstration(prompt=p.prompt, completion=p.chosen, weight=p.weight) for p in pairs(count, seed)]
+
+
+def encoded(examples: Sequence[Any]) -> list[Encoded]:
+    """Return `examples` as ids of the tests' tokenizer."""
+    return encode(architectures.tokenizer(), examples, "plain", "")
+
+
+def save_model(out: Path, family: str = "llama") -> ModelSpec:
+    """Save the family's model with the tests' tokenizer."""
+    architectures.model(family).save_pretrained(out)
+    architectures.tokenizer().save_pretrained(out)
+    return ModelSpec(source=str(out))
+
+
+def settings(**changes: Any) -> Training:
+    """Return settings of a short fp32 training."""
+    defaults = {
+        "lr": 1e-3,
+        "batch_size": 4,
+        "epochs": 2,
+        "precision": "fp32",
+        "warmup_ratio": 0.0,
+        "checkpoint_every": 1,
+    }
+    return Training(**{**defaults, **changes})
+
+
+def job(model: ModelSpec, out: Path, **changes: Any) -> TrainJob:
+    """Return a preference job on 10 pairs, 3 updates an epoch."""
+    defaults = {
+        "examples": pairs(10),
+        "objective": Preference(beta=0.5, nll_alpha=1.0),
+        "settings": settings(),
+        "seed": 0,
+    }
+    return TrainJob(model=model, out=out, **{**defaults, **changes})
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    """Return the metrics of a run, without the seconds."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a saved model or adapter."""
+    from safetensors.torch import load_file
+
+    (file,) = model.glob("*.safetensors")
+    return load_file(file)
