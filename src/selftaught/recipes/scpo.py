@@ -19,7 +19,7 @@ CHAINS = {
     "answer_only": 0.78,
     "new_problems": 0.1,
 }
-"""Steps that a small model learns in a minute. Multipliers prime to the modulus leave no answer likelier than others."""
+"""Steps that a small model learns in a minute. Multipliers prime to the modulus leave no answer likelier."""
 
 
 def paper() -> Config:

@@ -112,7 +112,7 @@ def _train(job: TrainJob, ranks: Ranks) -> None:
     )
     # Every rank draws its own adapter dropout.
     torch.manual_seed(job.seed + ranks.rank)
-    _run(job, updater, items)
+    _run(job, updater, items, tokenizer)
     _export(job, updater, tokenizer, job.out / "model")
 
 
@@ -140,7 +140,7 @@ def _reference(
     return stored_reference(job.out, policy, items, batcher, job.settings.micro_batch_tokens, ranks)
 
 
-def _run(job: TrainJob, updater: Updater, items: Sequence[Item]) -> None:
+def _run(job: TrainJob, updater: Updater, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> None:
     settings, ranks = job.settings, updater.ranks
     fingerprint = _fingerprint(job, items, ranks.world)
     total, per_epoch = total_steps(len(items), settings), steps_per_epoch(len(items), settings.batch_size)
@@ -160,7 +160,7 @@ def _run(job: TrainJob, updater: Updater, items: Sequence[Item]) -> None:
             extra = {"epoch": done / per_epoch, "num_tokens": tokens, "effective_batch": len(chosen)}
             metrics.log(done, {**values, **extra, "seconds": time.perf_counter() - began})
         if settings.snapshots == "epoch" and (done % per_epoch == 0 or done == total):
-            _export(job, updater, None, job.out / "snapshots" / f"epoch-{math.ceil(done / per_epoch)}")
+            _export(job, updater, tokenizer, job.out / "snapshots" / f"epoch-{math.ceil(done / per_epoch)}")
         if done % settings.checkpoint_every == 0 and done < total:
             progress = {"fingerprint": fingerprint, "step": done, "num_tokens": tokens}
             state = updater.state() | progress
@@ -171,15 +171,14 @@ def _run(job: TrainJob, updater: Updater, items: Sequence[Item]) -> None:
         metrics.close()
 
 
-def _export(job: TrainJob, updater: Updater, tokenizer: PreTrainedTokenizerBase | None, path: Path) -> None:
+def _export(job: TrainJob, updater: Updater, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     dtype = getattr(load_config(job.model), "dtype", None) or torch.float32
     model = updater.policy.model
     state = updater.full_state(dtype)
     if updater.ranks.rank == 0 and not path.is_dir():
         with whole_directory(path) as aside:
             model.save_pretrained(aside, state_dict=state)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
             _set_saved_dtype(aside / "config.json", dtype)
     updater.ranks.wait()
 
