@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from selftaught.models.slab import LANES, PromptBatch, SlabState, Store, round_up
+from selftaught.models.slab import LANES, PromptBatch, SlabState, Store, chunk_of, chunks_for, reach
 
 NAME = "selftaught_slab"
 QUERY_CHUNK = 256
@@ -63,35 +63,72 @@ class PrefillPlan:
 
 
 @dataclass(slots=True)
+class Columns:
+    """The part of a store that a step reads: chunk by chunk, how many leading units."""
+
+    store: Store
+    reach: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Columns computed."""
+        return sum(chunks_for(self.store.columns)[len(self.reach) - 1])
+
+    def products(self, layer: int, query: Tensor) -> Tensor:
+        """Multiply queries [unit * H_kv, m, d] with the keys of their units: [unit * H_kv, m, count]."""
+        out = query.new_zeros(*query.shape[:2], self.count)
+        for rows, columns, keys, _ in self._chunks(layer):
+            out[:rows, :, columns] = torch.bmm(query[:rows], keys.transpose(1, 2))
+        return out
+
+    def mix(self, layer: int, weights: Tensor) -> Tensor:
+        """Add up values by weights [unit * H_kv, m, count]: [unit * H_kv, m, d_v]."""
+        (_, columns, _, values), *rest = self._chunks(layer)
+        out = torch.bmm(weights[..., columns], values)
+        for rows, columns, _, values in rest:
+            out[:rows].baddbmm_(weights[:rows, :, columns], values)
+        return out
+
+    def whole(self, layer: int) -> list[Tensor]:
+        """Return keys and values [unit, H_kv, count, d] in one piece, for a model that attends itself."""
+        chunks = self.store.chunks(layer)[: len(self.reach)]
+        return [torch.cat([x[: self.reach[0]] for x in side], 2) for side in zip(*chunks, strict=True)]
+
+    def _chunks(self, layer: int) -> list[tuple[int, slice, Tensor, Tensor]]:
+        """Return per chunk how many rows [unit * H_kv] read it, which columns it is, and its keys and values."""
+        bounds, heads, found = chunks_for(self.store.columns), self.store.heads(layer), []
+        for units, (start, size), (keys, values) in zip(self.reach, bounds, self.store.chunks(layer), strict=False):
+            flat = keys[:units].flatten(0, 1), values[:units].flatten(0, 1)
+            found.append((units * heads, slice(start, start + size), *flat))
+        return found
+
+
+@dataclass(slots=True)
 class Lanes:
     """Where the prompts of a step's slots lie: queries go to the lanes of their prompt's block and results come back.
 
     `lane_slot` [blocks * LANES] is the slot that each lane serves, `slot_lane` [width] the lane of each slot; what is
-    vacant points at 0 and is computed for nothing. `columns` are the prompt columns computed.
+    vacant points at 0 and is computed for nothing.
     """
 
-    store: Store
-    columns: int
+    prompts: Columns
     lane_slot: Tensor
     slot_lane: Tensor
     indices: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def scores(self, layer: int, query: Tensor, kv_heads: int) -> Tensor:
-        """Multiply queries [width * H_kv, repeats, d] with their prompts' keys: [width * H_kv, repeats, columns]."""
-        return self._through(self._stored(layer)[0].transpose(1, 2), query, kv_heads)
+    def products(self, layer: int, query: Tensor, kv_heads: int) -> Tensor:
+        """Multiply queries [width * H_kv, repeats, d] with their prompts' keys: [width * H_kv, repeats, count]."""
+        return self._to_slots(self.prompts.products(layer, self._to_lanes(query, kv_heads)), query, kv_heads)
 
     def mix(self, layer: int, weights: Tensor, kv_heads: int) -> Tensor:
-        """Add up prompts' values by weights [width * H_kv, repeats, columns]: [width * H_kv, repeats, d_v]."""
-        return self._through(self._stored(layer)[1], weights, kv_heads)
+        """Add up prompts' values by weights [width * H_kv, repeats, count]: [width * H_kv, repeats, d_v]."""
+        return self._to_slots(self.prompts.mix(layer, self._to_lanes(weights, kv_heads)), weights, kv_heads)
 
-    def _through(self, stored: Tensor, x: Tensor, kv_heads: int) -> Tensor:
-        to_lane, to_slot = self._index(kv_heads)
-        picked = x.index_select(0, to_lane).view(-1, LANES * x.shape[1], x.shape[2])
-        return torch.bmm(picked, stored).view(-1, x.shape[1], stored.shape[2]).index_select(0, to_slot)
+    def _to_lanes(self, x: Tensor, kv_heads: int) -> Tensor:
+        return x.index_select(0, self._index(kv_heads)[0]).view(-1, LANES * x.shape[1], x.shape[2])
 
-    def _stored(self, layer: int) -> list[Tensor]:
-        blocks = len(self.lane_slot) // LANES
-        return [x[:blocks, :, : self.columns].flatten(0, 1) for x in self.store.layers[layer]]
+    def _to_slots(self, x: Tensor, like: Tensor, kv_heads: int) -> Tensor:
+        return x.view(-1, like.shape[1], x.shape[2]).index_select(0, self._index(kv_heads)[1])
 
     def _index(self, heads: int) -> tuple[Tensor, Tensor]:
         if heads not in self.indices:
@@ -110,39 +147,37 @@ class StepPlan:
     positions lie in the prompt's block. `full`: hand whole rows to the model, which attends itself.
     """
 
-    store: Store
-    columns: int
+    rows: Columns
     positions: Tensor
     write_column: Tensor
     shared: Tensor
     lanes: Lanes | None
     full: bool
     masks: dict[int | None, Tensor] = field(default_factory=dict)
-    indices: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def width(self) -> int:
-        """Slots computed."""
-        return len(self.positions)
+    places: dict[int, Tensor] = field(default_factory=dict)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store one key and value [width, H_kv, 1, d] per slot; return them, or the whole rows where `full` is set."""
-        stored = self.store.layer(layer, key, value)
-        for x, new in zip(stored, (key, value), strict=True):
-            x.view(-1, x.shape[-1])[self._index(x.shape[1])] = new.reshape(-1, x.shape[-1])
+        store, heads = self.rows.store, key.shape[1]
+        store.open(layer, key, value)
+        if heads not in self.places:
+            slot = torch.arange(len(self.positions), device=self.positions.device)
+            self.places[heads] = store.places(slot, self.write_column, heads)
+        for x, new in zip(store.layers[layer], (key, value), strict=True):
+            x[self.places[heads]] = new.reshape(-1, x.shape[-1])
         if self.full:
-            key, value = (x[: self.width, :, : self.columns] for x in stored)
+            key, value = self.rows.whole(layer)
         return key, value
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Return the additive mask [width, 1, 1, prompt columns + columns]; distances are in position ids."""
+        """Return the additive mask [width, 1, 1, prompt columns + own columns]; distances are in position ids."""
         if window not in self.masks:
-            own = torch.arange(self.columns, device=self.positions.device)
-            prompt = torch.arange(self.lanes.columns if self.lanes else 0, device=self.positions.device)
+            own = torch.arange(self.rows.count, device=self.positions.device)
+            prompt = torch.arange(self.lanes.prompts.count if self.lanes else 0, device=self.positions.device)
             shared = self.shared.unsqueeze(1)
             seen = torch.cat([prompt < shared, own <= self.write_column.unsqueeze(1)], 1)
             if window is not None:
-                position = torch.cat([prompt.expand(self.width, -1), shared + own], 1)
+                position = torch.cat([prompt.expand(len(shared), -1), shared + own], 1)
                 seen &= position > self.positions.unsqueeze(1) - window
             self.masks[window] = _additive(seen, dtype)[:, None, None]
         return self.masks[window]
@@ -150,26 +185,18 @@ class StepPlan:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, score: "Score") -> Tensor:
         """Return [width, 1, H, d_v]. Prompt and own columns share one softmax."""
         width, heads, _, dim = query.shape
-        keys, values = (x[:width, :, : self.columns].flatten(0, 1) for x in self.store.layers[layer])
-        kv_heads = len(keys) // width
-        q = query.reshape(len(keys), heads // kv_heads, dim)
-        products = torch.bmm(q, keys.transpose(1, 2))
-        prompt = 0
+        kv_heads = self.rows.store.heads(layer)
+        q = query.reshape(width * kv_heads, heads // kv_heads, dim)
+        products, prompt = self.rows.products(layer, q), 0
         if self.lanes is not None:
-            prompt = self.lanes.columns
-            products = torch.cat([self.lanes.scores(layer, q, kv_heads), products], -1)
+            prompt = self.lanes.prompts.count
+            products = torch.cat([self.lanes.products(layer, q, kv_heads), products], -1)
         mask = self.mask(score.window, query.dtype)
-        weights = score.softmax(products.view(width, kv_heads, -1, prompt + self.columns), mask).view(products.shape)
-        out = torch.bmm(weights[..., prompt:], values)
+        weights = score.softmax(products.view(width, kv_heads, -1, products.shape[-1]), mask).view(products.shape)
+        out = self.rows.mix(layer, weights[..., prompt:])
         if self.lanes is not None:
             out += self.lanes.mix(layer, weights[..., :prompt], kv_heads)
         return out.view(width, 1, heads, -1)
-
-    def _index(self, heads: int) -> Tensor:
-        if heads not in self.indices:
-            unit = torch.arange(self.width * heads, device=self.positions.device).view(-1, heads)
-            self.indices[heads] = (unit * self.store.columns + self.write_column.unsqueeze(1)).flatten()
-        return self.indices[heads]
 
 
 Plan = PrefillPlan | StepPlan
@@ -184,16 +211,15 @@ def plan_step(state: SlabState, device: torch.device, full: bool = False) -> Ste
     slab = state.slab
     if int(slab.used.sum()) != len(state.slot):
         raise RuntimeError("the slab holds rows of another state: join all states before stepping")
+    slab.rows.reserve(slab.slots, int(state.own.max()) + 1)
+    slab.arrange(state)
     width = slab.width_for(int(state.slot.max()) + 1)
     position, column, shared = (np.zeros(width, np.int64) for _ in range(3))
     position[state.slot] = state.lengths.numpy()
     shared[state.slot] = state.shared
-    column[state.slot] = state.lengths.numpy() - state.shared
-    columns = round_up(int(column.max()) + 1)
-    slab.rows.reserve(slab.slots, columns)
+    column[state.slot] = state.own
     return StepPlan(
-        store=slab.rows,
-        columns=columns,
+        rows=Columns(slab.rows, (width, *reach(chunk_of(column))[1:])),
         positions=torch.from_numpy(position).to(device),
         write_column=torch.from_numpy(column).to(device),
         shared=torch.from_numpy(shared).to(device),
@@ -203,14 +229,15 @@ def plan_step(state: SlabState, device: torch.device, full: bool = False) -> Ste
 
 
 def _lanes(state: SlabState, width: int, device: torch.device) -> Lanes:
-    slab = state.slab
-    lane_slot = slab.lane_slot[: int(state.block.max()) + 1].reshape(-1)
+    slab, blocks = state.slab, int(state.block.max()) + 1
+    last = np.zeros(blocks, np.int64)
+    np.maximum.at(last, state.block, np.maximum(state.shared - 1, 0))
+    lane_slot = slab.lane_slot[:blocks].reshape(-1)
     slot_lane = np.zeros(width, np.int64)
     taken = np.flatnonzero(lane_slot >= 0)
     slot_lane[lane_slot[taken]] = taken
     return Lanes(
-        slab.blocks,
-        round_up(int(state.shared.max())),
+        Columns(slab.blocks, (blocks, *reach(chunk_of(last))[1:])),
         torch.from_numpy(np.maximum(lane_slot, 0)).to(device),
         torch.from_numpy(slot_lane).to(device),
     )

@@ -15,8 +15,10 @@ from selftaught.errors import InputError
 from selftaught.models import attention
 from selftaught.models.attention import Plan, PlanCache, PrefillPlan, active_plan, plan_step
 from selftaught.models.load import context_length
-from selftaught.models.slab import ParkedPrompt, ParkedState, Slab, SlabState, new_owner, round_up
+from selftaught.models.slab import ParkedPrompt, ParkedState, Slab, SlabState, new_owner
 from selftaught.models.widths import SMALLEST, rows_agree, step_widths
+
+PREFILL_STEP = 32
 
 
 class State(Protocol):
@@ -101,7 +103,7 @@ class TransformersDecodable:
     def prefill(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, ParkedState]:
         """Read prompts; see `Decodable`. Their state holds no slots until it is forked."""
         lengths = [len(x) for x in inputs]
-        plan = PrefillPlan(round_up(max(lengths)), self.device)
+        plan = PrefillPlan(-(-max(lengths) // PREFILL_STEP) * PREFILL_STEP, self.device)
         batch = inputs[0].new_zeros(len(inputs), plan.width, *inputs[0].shape[1:])
         for row, x in zip(batch, inputs, strict=True):
             row[: len(x)] = x
@@ -119,9 +121,9 @@ class TransformersDecodable:
             state = state.fork(torch.arange(len(state.prompts)), 1)
         plan = plan_step(state, self.device, full=not self.own_attention)
         slot = torch.from_numpy(state.slot).to(self.device)
-        spread = torch.zeros(plan.width, *inputs.shape[1:], dtype=inputs.dtype, device=self.device)
+        spread = torch.zeros(len(plan.positions), *inputs.shape[1:], dtype=inputs.dtype, device=self.device)
         spread[slot] = inputs.to(self.device)
-        last = torch.zeros(plan.width, dtype=torch.int64, device=self.device)
+        last = torch.zeros(len(plan.positions), dtype=torch.int64, device=self.device)
         logits, hidden = self._forward(plan, spread.unsqueeze(1), plan.positions.unsqueeze(1), last)
         state.advance()
         return logits.index_select(0, slot), hidden.index_select(0, slot), state

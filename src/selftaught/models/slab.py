@@ -1,25 +1,29 @@
 """A key-value slab: fixed slots, a length per row, and a prompt's keys stored once for all its samples.
 
 transformers' own caches give all rows one length and repeat the prompt for every sample. Here a row owns a slot of
-`rows` [slot, head, column, dim] for what it has decoded; its prompt lies in `blocks` [block, head, column, dim], where
-up to LANES samples share it. Keys are stored after RoPE, so a row may lie anywhere. Attention over both parts is plain
-matmul with one softmax; see `attention.py`.
+`rows` for what it has decoded; its prompt lies in `blocks`, where up to LANES samples share it. Keys are stored after
+RoPE, so a row may lie anywhere. Attention over both parts is plain matmul with one softmax; see `attention.py`.
 
-Bits: a sample's values do not depend on the rows beside it, because all shapes its numbers pass through are fixed
-(slots, lanes) or change in ways that leave them alone (columns in steps of 32, all masked columns exact zeros).
+Columns come in chunks of 32, 32, 64, 128, 256, 256, ...: a step computes a chunk only for the slots up to the last one
+that has come so far, and `arrange` keeps long rows in the low slots.
+
+Bits: a row's values do not depend on the rows beside it, because every shape they pass through is fixed (slots, lanes,
+chunks), and what other rows make necessary beyond that is multiplied by exact zeros.
 """
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-COLUMN_STEP = 32
+FIRST_CHUNK, LARGEST_CHUNK = 32, 256
 LANES = 8
+# Columns that may be computed in vain, in units of all columns in use, before rows are moved.
+REARRANGE_COST = 3
 
 _owners = itertools.count(1)
 
@@ -29,45 +33,105 @@ def new_owner() -> int:
     return next(_owners)
 
 
-def round_up(n: int, step: int = COLUMN_STEP) -> int:
-    """Return the smallest multiple of `step` that is at least `n`, and at least one step."""
-    return max(step, -(-n // step) * step)
+@lru_cache
+def chunks_for(columns: int) -> tuple[tuple[int, int], ...]:
+    """Return the (start, size) of the chunks that hold at least this many columns, and at least one chunk."""
+    chunks = [(0, FIRST_CHUNK)]
+    while (end := sum(chunks[-1])) < columns:
+        chunks.append((end, min(end, LARGEST_CHUNK)))
+    return tuple(chunks)
+
+
+def chunk_of(columns: np.ndarray) -> np.ndarray:
+    """Return which chunk each column lies in."""
+    starts = [start for start, _ in chunks_for(int(columns.max(initial=0)) + 1)]
+    return np.searchsorted(starts, columns, side="right") - 1
+
+
+def reach(chunk: np.ndarray) -> tuple[int, ...]:
+    """Return for each chunk in use how many leading units must be computed, given the last chunk of every unit."""
+    return tuple(int(np.flatnonzero(chunk >= c)[-1]) + 1 for c in range(int(chunk.max()) + 1))
 
 
 class Store:
-    """Keys and values [unit, head, column, dim] of every layer. Tensors appear when a layer is first written."""
+    """Keys and values of some units (slots or blocks), all layers.
+
+    A layer's keys lie in one tensor [units * heads * columns, dim], chunk after chunk; a chunk is a contiguous
+    [unit, head, size, dim]. Layers appear when they are first written.
+    """
 
     def __init__(self) -> None:
         self.units = 0
-        self.columns = 0
+        self.columns = FIRST_CHUNK
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._views: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def reserve(self, units: int, columns: int) -> None:
         """Make room for at least this many units and columns; what is stored stays."""
-        if units <= self.units and columns <= self.columns:
-            return
+        columns = max(self.columns, sum(chunks_for(columns)[-1]))
         # Growing by half again keeps the copying linear in what is stored at the end.
-        self.units = units if units <= self.units or not self.units else max(units, self.units * 3 // 2)
-        self.units = max(self.units, units)
-        if columns > self.columns:
-            self.columns = round_up(max(columns, self.columns * 3 // 2))
-        for layer, pair in self.layers.items():
-            self.layers[layer] = (self._grown(pair[0]), self._grown(pair[1]))
+        units = self.units if units <= self.units else max(units, self.units * 3 // 2)
+        if (units, columns) == (self.units, self.columns):
+            return
+        grown = Store()
+        grown.units, grown.columns = units, columns
+        for layer in list(self.layers):
+            grown.open(layer, *self.chunks(layer)[0])
+            for new, old in zip(grown.chunks(layer), self.chunks(layer), strict=False):
+                for x, y in zip(new, old, strict=True):
+                    x[: self.units] = y
+        self.units, self.columns, self.layers, self._views = units, columns, grown.layers, grown._views
 
-    def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the layer's tensors, made like `key` and `value` [*, head, *, dim] where they do not exist yet."""
-        if index not in self.layers:
-            self.layers[index] = (self._like(key), self._like(value))
-        return self.layers[index]
+    def open(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Make the layer's tensors, for keys and values like these [*, head, *, dim], where they do not exist yet."""
+        if layer not in self.layers:
+            # Zeros, not empty: a masked column is multiplied by an exact 0, which only a finite number survives.
+            places = self.units * key.shape[1] * self.columns
+            self.layers[layer] = (key.new_zeros(places, key.shape[3]), value.new_zeros(places, value.shape[3]))
 
-    def _like(self, x: Tensor) -> Tensor:
-        # Zeros, not empty: a masked column is multiplied by an exact 0, which only a finite number survives.
-        return x.new_zeros(self.units, x.shape[1], self.columns, x.shape[3])
+    def heads(self, layer: int) -> int:
+        """Return how many key heads the layer has."""
+        return len(self.layers[layer][0]) // (self.units * self.columns)
 
-    def _grown(self, old: Tensor) -> Tensor:
-        new = old.new_zeros(self.units, old.shape[1], self.columns, old.shape[3])
-        new[: old.shape[0], :, : old.shape[2]] = old
-        return new
+    def chunks(self, layer: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the layer's keys and values [unit, head, size, dim] chunk by chunk."""
+        if layer not in self._views:
+            keys, values = self.layers[layer]
+            heads = self.heads(layer)
+            self._views[layer] = [
+                (self._view(keys, heads, start, size), self._view(values, heads, start, size))
+                for start, size in chunks_for(self.columns)
+            ]
+        return self._views[layer]
+
+    def _view(self, x: Tensor, heads: int, start: int, size: int) -> Tensor:
+        return x.narrow(0, self.units * heads * start, self.units * heads * size).view(self.units, heads, size, -1)
+
+    def places(self, unit: Tensor, column: Tensor, heads: int) -> Tensor:
+        """Return where the keys of (unit, column) [n] lie: [n * heads] indices into a layer's tensors."""
+        starts = torch.tensor([start for start, _ in chunks_for(self.columns)], device=unit.device)
+        sizes = torch.tensor([size for _, size in chunks_for(self.columns)], device=unit.device)
+        chunk = torch.searchsorted(starts, column, right=True) - 1
+        start, size = starts[chunk].unsqueeze(1), sizes[chunk].unsqueeze(1)
+        row = unit.unsqueeze(1) * heads + torch.arange(heads, device=unit.device)
+        return (self.units * heads * start + row * size + column.unsqueeze(1) - start).flatten()
+
+    def copy(self, source: np.ndarray, target: np.ndarray, chunk: np.ndarray) -> None:
+        """Copy units `source` to units `target`, each up to its last chunk in use."""
+        for layer in self.layers:
+            for c, pair in enumerate(self.chunks(layer)):
+                used = chunk >= c
+                for x in pair if used.any() else ():
+                    index = torch.from_numpy(np.stack([source[used], target[used]])).to(x.device)
+                    x[index[1]] = x[index[0]]
+
+    def fill(self, layer: int, units: Tensor, key: Tensor, value: Tensor) -> None:
+        """Write keys and values [n, head, width, dim] into columns 0, 1, ... of these units."""
+        self.open(layer, key, value)
+        for (start, size), pair in zip(chunks_for(key.shape[2]), self.chunks(layer), strict=False):
+            for x, source in zip(pair, (key, value), strict=True):
+                part = source[:, :, start : start + size]
+                x[units, :, : part.shape[2]] = part
 
 
 @dataclass(slots=True)
@@ -134,15 +198,18 @@ class SlabState:
         """Cached positions [R] int64."""
         return torch.from_numpy(self._lengths)
 
+    @property
+    def own(self) -> np.ndarray:
+        """Columns in use in each row's own slot [R]; the next key goes into the one after."""
+        return self._lengths - self.shared
+
     def select(self, rows: Tensor) -> "SlabState":
         """Return these rows, all different, in this order; the slots of the others are free again."""
         index = rows.numpy()
         dropped = np.ones(len(self.slot), bool)
         dropped[index] = False
         self.slab.release(self.slot[dropped], self.block[dropped])
-        kept = SlabState(self.slab, self.slot[index], self.block[index], self._lengths[index], self.shared[index])
-        self.slab.compact(kept)
-        return kept
+        return SlabState(self.slab, *(x[index] for x in self._arrays()))
 
     def join(self, other: "SlabState") -> "SlabState":
         """Return these rows followed by those of `other`."""
@@ -153,7 +220,7 @@ class SlabState:
         """Return k new rows for each of `rows`, with copies of their decoded part; these rows stay as they are."""
         index = np.repeat(rows.numpy(), k)
         slot = self.slab.take_slots(len(index))
-        self.slab.copy_rows(self.slot[index], slot)
+        self.slab.rows.copy(self.slot[index], slot, chunk_of(self.own[index]))
         block = self.slab.take_lanes(self.block[index], slot) if self.slab.share else self.block[index]
         return SlabState(self.slab, slot, block, self._lengths[index], self.shared[index])
 
@@ -189,6 +256,7 @@ class Slab:
         self.used = np.zeros(slots, bool)
         self.lane_slot = np.full((0, LANES), -1)
         self.block_owner = np.zeros(0, np.int64)
+        self._in_vain = 0
 
     def take_slots(self, n: int) -> np.ndarray:
         """Return n free slots, the lowest first."""
@@ -196,7 +264,7 @@ class Slab:
         if len(free) < n:
             raise RuntimeError(f"{n} rows need a slot and {len(free)} of {self.slots} are free: admit fewer rows")
         self.used[free] = True
-        self.rows.reserve(self.slots, COLUMN_STEP)
+        self.rows.reserve(self.slots, 1)
         return free
 
     def admit(self, prompts: list[ParkedPrompt]) -> SlabState:
@@ -226,29 +294,39 @@ class Slab:
             empty = touched[(self.lane_slot[touched] < 0).all(1)]
             self.block_owner[empty] = 0
 
-    def copy_rows(self, source: np.ndarray, target: np.ndarray) -> None:
-        """Copy the decoded part of the source slots to the target slots."""
-        for pair in self.rows.layers.values():
-            for x in pair:
-                index = torch.from_numpy(np.stack([source, target])).to(x.device)
-                x[index[1]] = x[index[0]]
+    def arrange(self, state: SlabState) -> None:
+        """Move long rows into low slots and close gaps, once columns computed in vain have cost more than that does.
 
-    def compact(self, state: SlabState) -> None:
-        """Move the rows of `state` into the low slots where that lets a step compute fewer of them."""
-        live = len(state.slot)
-        width = self.width_for(live)
-        high = state.slot >= width
-        # Rows of another state would not hear that they were moved.
-        if not high.any() or live != int(self.used.sum()):
-            return
-        source = state.slot[high]
-        target = np.flatnonzero(~self.used[:width])[: len(source)]
-        self.copy_rows(source, target)
+        `state` must hold all rows of the slab: another one would not hear that its rows were moved.
+        """
+        bounds, chunk = chunks_for(self.rows.columns), chunk_of(state.own)
+        by_slot = np.zeros(self.width_for(int(state.slot.max()) + 1), np.int64)
+        by_slot[state.slot] = chunk
+        needed = int(np.array(bounds).sum(1)[chunk].sum())
+        computed = sum(units * size for units, (_, size) in zip(reach(by_slot), bounds, strict=False))
+        self._in_vain += computed - needed
+        if self._in_vain > REARRANGE_COST * needed:
+            self._in_vain = 0
+            self._partition(state, chunk)
+
+    def _partition(self, state: SlabState, chunk: np.ndarray) -> None:
+        """Give the rows of each chunk a run of slots, longest rows first, and move those that lie outside their run."""
+        target = state.slot.copy()
+        start = 0
+        for c in range(int(chunk.max()), -1, -1):
+            rows = np.flatnonzero(chunk == c)
+            run = np.arange(start, start + len(rows))
+            stays = np.isin(state.slot[rows], run)
+            target[rows[~stays]] = np.setdiff1d(run, state.slot[rows[stays]])
+            start += len(rows)
+        moves = target != state.slot
+        self.rows.copy(state.slot[moves], target[moves], chunk[moves])
         moved = np.arange(self.slots)
-        moved[source] = target
+        moved[state.slot] = target
         self.lane_slot = np.where(self.lane_slot < 0, -1, moved[self.lane_slot])
-        state.slot[high] = target
-        self.used[source], self.used[target] = False, True
+        self.used[state.slot] = False
+        self.used[target] = True
+        state.slot = target
 
     def width_for(self, slots: int) -> int:
         """Return the smallest allowed width that holds this many slots."""
@@ -263,7 +341,7 @@ class Slab:
         return result
 
     def _lanes_for(self, prompt: ParkedPrompt, slot: np.ndarray) -> np.ndarray:
-        self.blocks.reserve(self.blocks.units, round_up(prompt.length))
+        self.blocks.reserve(self.blocks.units, prompt.length)
 
         def fill(new: list[int]) -> None:
             self._copy_prompts(self.blocks, [prompt] * len(new), np.array(new))
@@ -296,19 +374,19 @@ class Slab:
         return free.tolist()
 
     def _copy_block(self, source: int, new: list[int]) -> None:
-        for pair in self.blocks.layers.values():
-            for x in pair:
-                x[new] = x[source]
+        for layer in self.blocks.layers:
+            for pair in self.blocks.chunks(layer):
+                for x in pair:
+                    x[new] = x[source]
 
     @staticmethod
     def _copy_prompts(store: Store, prompts: list[ParkedPrompt], units: np.ndarray) -> None:
-        """Write the keys of prompts[i] into columns 0, 1, ... of units[i]."""
+        """Write the keys of prompts[i] into the first columns of units[i]."""
         batches = {id(p.batch): p.batch for p in prompts}
         for batch in batches.values():
             members = [i for i, p in enumerate(prompts) if p.batch is batch]
             width = max(prompts[i].length for i in members)
             for layer, pair in batch.layers.items():
-                for x, source in zip(store.layer(layer, *pair), pair, strict=True):
-                    rows = torch.tensor([prompts[i].row for i in members], device=x.device)
-                    target = torch.from_numpy(units[members]).to(x.device)
-                    x[target, :, :width] = source[rows, :, :width]
+                rows = torch.tensor([prompts[i].row for i in members], device=pair[0].device)
+                target = torch.from_numpy(units[members]).to(pair[0].device)
+                store.fill(layer, target, *(x[rows, :, :width] for x in pair))

@@ -1,8 +1,8 @@
 """Processes that train together: gloo on CPU, NCCL on GPU, replicated weights or FSDP2 shards."""
 
+import atexit
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,22 +75,20 @@ def _all_reduce(tensors: list[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
-@contextmanager
-def join_ranks() -> Iterator[Ranks]:
-    """Yield this process's place: from torchrun's environment variables, or alone where there are none."""
+def join_ranks() -> Ranks:
+    """Return this process's place: from torchrun's environment variables, or alone where there are none.
+
+    The process group stays open until the process ends: torchrun's rendezvous serves each process once.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    opened = world > 1 and not dist.is_initialized()
-    if opened:
+    if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Ranks(rank=dist.get_rank() if world > 1 else 0, world=world, device=device)
-    finally:
-        if opened:
-            dist.destroy_process_group()
+        atexit.register(dist.destroy_process_group)
+    return Ranks(rank=dist.get_rank() if world > 1 else 0, world=world, device=device)
 
 
 def shard(policy: nn.Module, layer_classes: Sequence[str], dtype: torch.dtype) -> None:
@@ -104,6 +102,8 @@ def shard(policy: nn.Module, layer_classes: Sequence[str], dtype: torch.dtype) -
         if isinstance(module, FSDPModule):
             # The loop divides by global counts, so ranks' gradients must be summed and not averaged.
             module.set_gradient_divide_factor(1.0)
+            # Gloo knows sums only.
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -63,7 +63,8 @@ def train(job: TrainJob) -> None:
     if (job.out / "model").is_dir():
         return
     keep_freed_memory()
-    with join_ranks() as ranks, fast_fp32_matmul(ranks.device), torch.random.fork_rng():
+    ranks = join_ranks()
+    with fast_fp32_matmul(ranks.device), torch.random.fork_rng():
         torch.manual_seed(job.seed)
         _train(job, ranks)
 
@@ -73,7 +74,8 @@ def reference_logps(model: ModelSpec, examples: Path | Sequence[Example], settin
 
     Under torchrun each process yields its own share.
     """
-    with join_ranks() as ranks, fast_fp32_matmul(ranks.device):
+    ranks = join_ranks()
+    with fast_fp32_matmul(ranks.device):
         tokenizer = load_tokenizer(model)
         encoded = prepare_examples(model, examples, settings, tokenizer, show=False)
         policy, mode = _open_policy(model, settings, ranks)

@@ -1,12 +1,12 @@
 """A model made ready for training: adapter, dropout off, checkpointing, the mode the probe allows."""
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from selftaught.errors import InputError
 from selftaught.models.load import load_model
 from selftaught.specs import Lora, ModelSpec, Training
-from selftaught.train.attention import NAME
+from selftaught.train.attention import NAME, packed_attention
 from selftaught.train.forward import TargetLogps, causal_lm
 from selftaught.train.probe import Mode
 
@@ -42,6 +42,8 @@ def make_policy(model: PreTrainedModel, mode: Mode, settings: Training) -> Targe
     if mode.packed:
         causal_lm(model).set_attn_implementation(NAME)
     if settings.compile:
+        # Groups of rows change with every batch, so attention stays as it is and what lies between is compiled.
+        AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))
         causal_lm(model).base_model.compile(dynamic=True)
     return TargetLogps(model, chunked=mode.chunked)
 
