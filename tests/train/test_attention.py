@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from selftaught.functional.tree import tree_mask
 from selftaught.train import attention, layout
 from selftaught.train.attention import packed_attention
-from selftaught.train.layout import make_layout
+from selftaught.train.layout import fillers, make_layout
 
 MODULE = SimpleNamespace()
 
@@ -63,9 +63,10 @@ LINES = [(5,), (1,), (3,), (2,)]
 def test_agrees_with_dense_masks(monkeypatch, rows, window, group_scores, keys):
     monkeypatch.setattr(layout, "GROUP_SCORES", group_scores)
     monkeypatch.setattr(attention, "MATMUL_KEYS", keys)
-    q, k, v = states(sum(map(sum, rows)))
-    upstream = torch.randn(1, q.shape[2], q.shape[1], q.shape[3], dtype=q.dtype)
-    found, _ = packed_attention(MODULE, q, k, v, None, layout=packed(rows), sliding_window=window)
+    made, tokens = packed(rows), sum(map(sum, rows))
+    q, k, v = states(len(made.place))
+    upstream = torch.randn(1, tokens, q.shape[1], q.shape[3], dtype=q.dtype)
+    found = packed_attention(MODULE, q, k, v, None, layout=made, sliding_window=window)[0][:, :tokens]
     expected = reference(q, k, v, rows, window)
     torch.testing.assert_close(found, expected)
     for mine, wanted in zip(
@@ -77,15 +78,14 @@ def test_agrees_with_dense_masks(monkeypatch, rows, window, group_scores, keys):
 
 
 def test_gradient_in_float64():
-    rows = [(2, 1, 2), (1, 2, 1)]
-    made = packed(rows)
-    inputs = states(sum(map(sum, rows)), heads=2, key_heads=1, size=2)
-    assert torch.autograd.gradcheck(lambda *x: packed_attention(MODULE, *x, None, layout=made)[0], inputs)
+    made = packed([(2, 1, 2), (1, 2, 1)])
+    inputs = states(len(made.place), heads=2, key_heads=1, size=2)
+    assert torch.autograd.gradcheck(lambda *x: packed_attention(MODULE, *x, None, layout=made)[0][:, :9], inputs)
 
 
 def test_a_second_use_of_a_layout_gives_the_same():
     made = packed(TREES)
-    q, k, v = states(sum(map(sum, TREES)), heads=1, key_heads=1)
+    q, k, v = states(len(made.place), heads=1, key_heads=1)
     first, second = (packed_attention(MODULE, q, k, v, None, layout=made)[0] for _ in range(2))
     assert torch.equal(first, second)
 
@@ -94,7 +94,8 @@ def test_a_second_use_of_a_layout_gives_the_same():
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=6))
 def test_every_token_has_a_place_of_its_own(rows):
     made = packed(rows)
-    tokens = sum(map(sum, rows))
+    tokens = len(made.place)
+    assert tokens - sum(map(sum, rows)) in (0, fillers(sum(map(sum, rows))))
     assert made.token[made.place].tolist() == list(range(tokens))
     assert sorted([*made.place.tolist(), *made.padding.tolist()]) == list(range(len(made.token)))
     for heads in (1, 3):
@@ -110,3 +111,22 @@ def test_what_it_cannot_compute_it_refuses(asked):
         packed_attention(MODULE, q, k, v, None, layout=packed([(5,)]), **asked)
     with pytest.raises(NotImplementedError):
         packed_attention(MODULE, q, k, v, torch.zeros(1, 1, 5, 5), layout=packed([(5,)]))
+
+
+def test_few_shapes_occur():
+    for count in range(1, 5000):
+        assert 0 <= fillers(count) <= max(7, 0.032 * count)
+    assert len({count + fillers(count) for count in range(2048, 4096)}) == 32
+    rows = packed([(1 + i % 30,) for i in range(100)]).groups
+    assert all(group.rows.bit_count() == 1 for group in rows)
+
+
+def test_fillers_take_no_part():
+    made = packed([(5, 2, 4), (3, 1, 1)])
+    q, k, v = states(len(made.place))
+    changed = [x.detach().clone() for x in (q, k, v)]
+    for x in changed:
+        x[:, :, 16:] = 100.0
+    first, second = (packed_attention(MODULE, *x, None, layout=made)[0][:, :16] for x in ((q, k, v), changed))
+    assert len(made.place) > 16
+    torch.testing.assert_close(first, second)

@@ -17,6 +17,7 @@ from selftaught.specs import SFT, ObjectiveSpec, Preference
 from selftaught.train.batching import Batcher, Item, make_items, with_reference
 from selftaught.train.distributed import Ranks
 from selftaught.train.forward import TargetLogps
+from selftaught.train.layout import fillers
 from selftaught.train.precision import Weights
 from selftaught.train.probe import Mode
 from selftaught.train.setup import make_policy
@@ -159,7 +160,7 @@ class OutOfMemory:
 
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch):
-    model, largest = architectures.model("llama"), max(i.tokens for i in items())
+    model, largest = architectures.model("llama"), max(i.tokens + fillers(i.tokens) for i in items())
     whole, halved = updater(model), updater(model)
     expected = whole.update(items(), step=0, lr=1e-3)
     hook = OutOfMemory(largest)

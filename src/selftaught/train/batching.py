@@ -283,8 +283,10 @@ def _packed_inputs(rows: Sequence[Row], widths: Ids, pad_id: int) -> tuple[dict,
     positions = np.concatenate([r.positions for r in rows])
     segments = np.concatenate([r.segments for r in rows])
     layout = make_layout([r.parts for r in rows], positions, segments)
-    tokens = torch.from_numpy(np.concatenate([r.tokens for r in rows]))[None]
-    return {"input_ids": tokens, "position_ids": torch.from_numpy(positions)[None]}, layout
+    added = len(layout.place) - len(positions)
+    tokens = np.concatenate([*(r.tokens for r in rows), np.full(added, pad_id)])
+    positions = np.concatenate([positions, np.zeros(added, dtype=np.int64)])
+    return {"input_ids": torch.from_numpy(tokens)[None], "position_ids": torch.from_numpy(positions)[None]}, layout
 
 
 def _padded_inputs(rows: Sequence[Row], widths: Ids, pad_id: int) -> tuple[dict, None]:

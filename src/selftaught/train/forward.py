@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from selftaught.functional.logps import token_logps
 from selftaught.objectives.base import Batch
+from selftaught.train.layout import fillers
 
 
 class TargetLogps(nn.Module):
@@ -32,10 +34,13 @@ class TargetLogps(nn.Module):
             return logits.float().log_softmax(-1).gather(-1, batch.targets[:, None]).squeeze(-1)
         model = causal_lm(self.model)
         hidden = model.base_model(**batch.inputs, **extra, use_cache=False)[0]
-        hidden = hidden.flatten(0, 1).index_select(0, batch.sources)
+        # Fillers, whose log-probs are dropped, keep the number of different shapes small.
+        sources, targets = (F.pad(x, (0, fillers(batch.target_count))) for x in (batch.sources, batch.targets))
+        hidden = hidden.flatten(0, 1).index_select(0, sources)
         head = model.get_output_embeddings()
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        return token_logps(hidden, head.weight, batch.targets, bias=head.bias, softcap=softcap)
+        logps = token_logps(hidden, head.weight, targets, bias=head.bias, softcap=softcap)
+        return logps[: batch.target_count]
 
 
 def causal_lm(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """Where packed tokens lie when attention splits them into rows: groups of similar rows, padded inside a group only."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from selftaught.functional.tree import PADDING, tree_mask
 
-# Vector units handle attention scores of an odd width up to twice as slowly.
-STEP = 8
+# Parts are padded to multiples of this: vector units handle scores of an odd width up to twice as slowly, and for each
+# shape that a CPU matmul meets, a kernel of about a megabyte is compiled and kept.
+STEP = 32
 
 # A group of rows has at least this many scores per head, so that starting its matmuls costs little beside them.
 GROUP_SCORES = 2**15
@@ -41,7 +43,8 @@ class Layout:
     """How N packed tokens and padding fill P places, group after group, row after row.
 
     `token` [P] holds the token in each place (token 0 for padding), `place` [N] the place of each token, `padding` the
-    places without one. `base` and `size` [P] give each place's group: its first place and how many it has.
+    places without one. `base` and `size` [P] give each place's group: its first place and how many it has. The last
+    tokens may be fillers, which lie in padding: nothing attends to them, and they predict nothing.
     """
 
     groups: tuple[Group, ...]
@@ -99,10 +102,16 @@ class Layout:
         return Layout(groups, *moved)  # type: ignore[arg-type]
 
 
+def fillers(count: int) -> int:
+    """Return how many to add to `count` so that few different counts occur: at most 3%, or 7."""
+    return -count % max(8, 2 ** (count.bit_length() - 6))
+
+
 def make_layout(parts: Sequence[Sequence[int]], positions: np.ndarray, segments: np.ndarray) -> Layout:
     """Return the layout of rows whose parts (prompt, completions) have these lengths, in the order of the tokens.
 
-    Rows are grouped as they come, so they should be sorted by width. `positions` and `segments` are per token.
+    Rows are grouped as they come, so they should be sorted by width. `positions` and `segments` are per token. The
+    layout's fillers are the tokens beyond these.
     """
     lengths = np.asarray(parts)
     starts = np.concatenate([[0], np.cumsum(lengths.sum(1))])
@@ -124,26 +133,28 @@ def make_layout(parts: Sequence[Sequence[int]], positions: np.ndarray, segments:
 
 
 def _assemble(groups: tuple[Group, ...], place: np.ndarray, total: int) -> Layout:
-    token = np.zeros(total, dtype=np.int64)
-    token[place] = np.arange(len(place))
     empty = np.ones(total, dtype=bool)
     empty[place] = False
+    padding = np.flatnonzero(empty)
+    added = fillers(len(place))
+    if added <= len(padding):
+        place, padding = np.concatenate([place, padding[:added]]), padding[added:]
+    token = np.zeros(total, dtype=np.int64)
+    token[place] = np.arange(len(place))
     sizes = [g.rows * g.width for g in groups]
     base, size = np.repeat([g.first_place for g in groups], sizes), np.repeat(sizes, sizes)
-    tensors = [torch.from_numpy(x) for x in (token, place, np.flatnonzero(empty), base, size)]
+    tensors = [torch.from_numpy(x) for x in (token, place, padding, base, size)]
     return Layout(groups, *tensors)  # type: ignore[arg-type]
 
 
 def _group_bounds(lengths: np.ndarray) -> list[tuple[int, int]]:
-    scores = lengths.sum(1) ** 2
-    bounds, begin, filled = [], 0, 0
-    for i, count in enumerate(scores):
-        filled += int(count)
-        if filled >= GROUP_SCORES:
-            bounds.append((begin, i + 1))
-            begin, filled = i + 1, 0
-    if begin < len(scores):
-        bounds.append((begin, len(scores)))
+    """Return runs of 1, 2, 4, ... rows (so that few shapes occur) with about GROUP_SCORES scores or more."""
+    bounds, begin = [], 0
+    while begin < len(lengths):
+        wanted = GROUP_SCORES / int(lengths[begin].sum()) ** 2
+        rows = min(2 ** max(0, math.ceil(math.log2(wanted))), 2 ** ((len(lengths) - begin).bit_length() - 1))
+        bounds.append((begin, begin + rows))
+        begin += rows
     return bounds
 
 
