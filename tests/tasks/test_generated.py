@@ -31,7 +31,5 @@ def test_word_problems_are_new_unless_near(tmp_path):
     group = wrote("Tom buys 99 red apples for 9 cents. How many cents does he pay?", "Ann has 3 cats. How many legs?")
     dropped = Counter()
     known = [Prompt.from_text(rows[1]["prompt"])]
-    assert [p.text for p in fresh_prompts([group], known, dropped, task=spec)] == [
-        "Ann has 3 cats. How many legs?"
-    ]
+    assert [p.text for p in fresh_prompts([group], known, dropped, task=spec)] == ["Ann has 3 cats. How many legs?"]
     assert dropped == {"near duplicate": 1}

@@ -44,8 +44,9 @@ class Chains:
     """The world with its dials. Lengths count steps (operations), both ends included.
 
     `answer_only` is the share of demonstrations with a bare answer, `new_problems` the share that write a problem for
-    `<new>`, `variable_operands` the share of steps whose second operand is an earlier variable. Written
-    operands go from 1 to `largest_operand` (`modulus` - 1); `multipliers`, where given, are those of products. `limit` bounds `train`.
+    `<new>`, `variable_operands` the share of steps whose second operand is an earlier variable. Written operands go
+    from 1 to `largest_operand` (`modulus` - 1); `multipliers`, where given, are those of products. `limit` bounds
+    `train`.
     """
 
     modulus: int = 10
