@@ -5,7 +5,7 @@
 Prompts of 64-192 tokens, completions of 16-160, batches of 8 triples, the pass over the reference included; tokens are
 prompt + completion over both completions. Both sides see the same batches in the same order and make the same
 updates. Loading, tokenising and a warm-up on 16 triples are left out on the peer's side; ours is timed whole, from
-opening the model to the saved result. Cases: `fp32 default` is DPOConfig as it comes, on CPU and without bf16; `best` is
+opening the model to the saved result. Cases: `fp32 default` is DPOConfig as it comes, on CPU without bf16; `best` is
 with reference log-probs computed beforehand, no activation checkpointing, and the faster of padding as it comes and
 to a multiple of 8.
 """

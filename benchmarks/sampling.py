@@ -120,7 +120,6 @@ def transformers_generate_batch(precision: str, attention: str, **batching: int)
             eos_token_id=-1,
             pad_token_id=0,
         )
-        # Its manager is built anew for every call; reused configurations keep what it inferred.
         config = ContinuousBatchingConfig(**batching)
         out = model.generate_batch(prompt_ids(), generation_config=settings, continuous_batching_config=config)
         return sum(len(o.generated_tokens) for o in out.values())
@@ -155,7 +154,13 @@ def report(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         best = max(range(len(settings)), key=lambda i, n=name, t=tried: median_rate(t[n, str(i)]))
         found = alternate(__file__, (name,), repeats, ("ours", str(best)))
         own, rival = found[name, "ours"], found[name, str(best)]
-        facts = {"peer_setting": settings[best], "peak_gigabytes": [median_of(m, "gigabytes") for m in (own, rival)]}
+        facts = {
+            "peer_setting": settings[best],
+            "peer_settings_tried": [
+                {**s, "rate": round(median_rate(tried[name, str(i)]))} for i, s in enumerate(settings)
+            ],
+            "peak_gigabytes": [median_of(m, "gigabytes") for m in (own, rival)],
+        }
         rows.append(case(name, median_rate(own), median_rate(rival), "new tokens/s", **facts))
     return rows, {"matmul_gflops": peaks}
 

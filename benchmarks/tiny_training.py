@@ -1,10 +1,10 @@
-"""Supervised updates of a 0.8M Llama on 64 sequences of about 65 tokens: tokens per second, beside transformers' Trainer.
+"""Supervised updates of a 0.8M Llama on 64 x ~65 tokens: tokens per second, beside transformers' Trainer.
 
     python benchmarks/tiny_training.py [--repeats 5] [--out benchmarks/results/tiny_training.json]
 
-The workload of every reproduction: 4 layers x 128, a vocabulary of 64, a loss on completions of 20-50 tokens after prompts
-of 20-40. Both sides see the same batches in the same order and make the same 60 updates, of which the first 10 are
-warm-up; time runs from the end of one update to the end of another, so it holds batching, logging and the optimizer.
+The workload of every reproduction: 4 layers x 128, a vocabulary of 64, a loss on completions of 20-50 tokens after
+prompts of 20-40. Both sides see the same batches in the same order and make the same 60 updates, the first 10 of them
+warm-up; time runs from the end of one update to the end of another, batching and logging included.
 The peer is the faster of batches as they come and padded to a multiple of 8, each with the fused AdamW.
 """
 

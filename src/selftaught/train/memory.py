@@ -10,8 +10,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> None:
     """Let glibc serve blocks of up to 32 MiB from memory this process has freed, for the rest of its life.
 
-    By default it maps each block afresh, and the kernel then clears every page: a tenth of a small model's training
-    time. On other C libraries nothing changes.
+    By default it maps each block afresh, and the kernel then clears every page: some hundredths of a small model's
+    update, most in bf16. On other C libraries nothing changes.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
