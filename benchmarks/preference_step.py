@@ -10,11 +10,9 @@ with reference log-probs computed beforehand, no activation checkpointing, and t
 to a multiple of 8.
 """
 
-import argparse
 import json
 import os
 import random
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from sides import alternate, case, finish, matmul_gflops, median_of, median_rate, peak_gigabytes, timed
+from sides import alternate, case, command_line, matmul_gflops, median_of, median_rate, peak_gigabytes, timed
 
 VOCABULARY, TRIPLES, BATCH = 4096, 256, 8
 CASES = ("fp32 default", "fp32 best", "bf16 best")
@@ -203,19 +201,5 @@ def report(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return rows, {"matmul_gflops": peaks}
 
 
-def main() -> None:
-    """Measure, or run one measurement of one side."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "preference_step.json")
-    parser.add_argument("--measure", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        measure(*arguments.measure)
-        return
-    rows, facts = report(arguments.repeats)
-    finish("preference_step", rows, arguments.out, **facts)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line(__file__, __doc__, 3, measure, report)

@@ -5,26 +5,24 @@
 16 prompts of 128 tokens, 8 samples each of 128 new tokens, temperature 1, no filter, no end token, so that all sides
 draw the same number. Each measurement is a process of its own; loading and a warm-up on 8 tokens are left out. Ours is
 timed from prompts to completions, log-probs and text included. The peers get `num_return_sequences=8` and are tuned
-first: `generate` over the attention implementations and the static cache, `generate_batch` over attention, page size
-and batch size; each case is then measured against the fastest setting.
+first, each case over attention implementations and `generate_batch` also over page and batch size, and then measured
+at the fastest setting. `generate` grows its cache step by step unless told otherwise; `generate static` is with
+`cache_implementation="static"`.
 """
 
-import argparse
 import json
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from sides import alternate, case, finish, matmul_gflops, median_of, median_rate, peak_gigabytes, timed
+from sides import alternate, case, command_line, matmul_gflops, median_of, median_rate, peak_gigabytes, timed
 
 VOCABULARY, PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS, WARM_UP = 4096, 16, 8, 128, 128, 8
-CASES = ("fp32 generate", "bf16 generate", "fp32 generate_batch", "bf16 generate_batch")
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
-    "generate": ({"attention": "sdpa"}, {"attention": "eager"}, {"attention": "sdpa", "cache": "static"}),
+    "generate": ({"attention": "sdpa"}, {"attention": "eager"}),
+    "generate static": ({"attention": "sdpa", "cache": "static"}, {"attention": "eager", "cache": "static"}),
     "generate_batch": (
         {"attention": "sdpa"},
         {"attention": "sdpa", "page_size": 32, "num_blocks": 1600, "max_batch_tokens": 512},
@@ -32,6 +30,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
         {"attention": "eager", "page_size": 256, "num_blocks": 200, "max_batch_tokens": 2048},
     ),
 }
+CASES = tuple(f"{precision} {peer}" for peer in SETTINGS for precision in ("fp32", "bf16"))
 
 
 def build(precision: str) -> Any:
@@ -130,11 +129,11 @@ def transformers_generate_batch(precision: str, attention: str, **batching: int)
 
 def measure(side: str, case_name: str) -> None:
     """Print one measurement as JSON; `side` is "ours" or the number of a peer's setting."""
-    precision, peer = case_name.split()
+    precision, _, peer = case_name.partition(" ")
     if side == "ours":
         seconds, tokens = ours(precision)
     else:
-        run = transformers_generate if peer == "generate" else transformers_generate_batch
+        run = transformers_generate_batch if peer == "generate_batch" else transformers_generate
         seconds, tokens = run(precision, **SETTINGS[peer][int(side)])
     expected = PROMPTS * SAMPLES * NEW_TOKENS
     if tokens != expected:
@@ -149,7 +148,7 @@ def report(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     peaks = {"fp32": matmul_gflops(torch.float32), "bf16": matmul_gflops(torch.bfloat16)}
     rows = []
     for name in CASES:
-        settings = SETTINGS[name.split()[1]]
+        settings = SETTINGS[name.partition(" ")[2]]
         tried = alternate(__file__, (name,), 1, tuple(map(str, range(len(settings)))))
         best = max(range(len(settings)), key=lambda i, n=name, t=tried: median_rate(t[n, str(i)]))
         found = alternate(__file__, (name,), repeats, ("ours", str(best)))
@@ -165,19 +164,5 @@ def report(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return rows, {"matmul_gflops": peaks}
 
 
-def main() -> None:
-    """Measure, or run one measurement of one side."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sampling.json")
-    parser.add_argument("--measure", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        measure(*arguments.measure)
-        return
-    rows, facts = report(arguments.repeats)
-    finish("sampling", rows, arguments.out, **facts)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line(__file__, __doc__, 3, measure, report)

@@ -1,5 +1,6 @@
 """What the training benchmarks share: two sides in alternating processes, medians, machine facts, the result file."""
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -107,6 +108,31 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def command_line(
+    script: str,
+    doc: str,
+    repeats: int,
+    measure: Callable[[str, str], None],
+    report: Callable[[int], tuple[list[dict[str, Any]], dict[str, Any]]],
+) -> None:
+    """Run a benchmark as `script` was called: the whole of it or, in its child processes, one measurement.
+
+    `measure(side, case)` prints one measurement as a line of JSON; `report(repeats)` returns the rows of the result
+    and further facts.
+    """
+    name = Path(script).stem
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--out", type=Path, default=Path(script).parent / "results" / f"{name}.json")
+    parser.add_argument("--measure", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(*arguments.measure)
+        return
+    rows, facts = report(arguments.repeats)
+    finish(name, rows, arguments.out, **facts)
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:

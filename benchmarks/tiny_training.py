@@ -8,11 +8,9 @@ warm-up; time runs from the end of one update to the end of another, batching an
 The peer is the faster of batches as they come and padded to a multiple of 8, each with the fused AdamW.
 """
 
-import argparse
 import json
 import os
 import random
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from sides import alternate, case, finish, matmul_gflops, median_of, median_rate, peak_gigabytes
+from sides import alternate, case, command_line, matmul_gflops, median_of, median_rate, peak_gigabytes
 
 VOCABULARY, BATCH, UPDATES, WARM_UP = 64, 64, 60, 10
 CASES = ("train fp32", "train bf16")
@@ -187,19 +185,5 @@ def report(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return rows, {"matmul_gflops": peaks}
 
 
-def main() -> None:
-    """Measure, or run one measurement of one side."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tiny_training.json")
-    parser.add_argument("--measure", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        measure(*arguments.measure)
-        return
-    rows, facts = report(arguments.repeats)
-    finish("tiny_training", rows, arguments.out, **facts)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line(__file__, __doc__, 5, measure, report)

@@ -31,7 +31,7 @@ HEAVY = {"torch", "transformers"}
 WITHOUT_HEAVY = {"types", "specs", "errors", "config", "text", "select"}
 WITHOUT_TORCH_AT_FIRST = {"methods", "recipes", "cli"}
 FUNCTIONAL_MAY_USE = {"torch", *sys.stdlib_module_names}
-SHARED_BY_METHODS = {"selftaught.methods", "selftaught.methods.method"}
+SHARED_BY_METHODS = {"selftaught.methods", "selftaught.methods.method", "selftaught.methods.rounds"}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from selftaught.select.pairs import ConsistencyPairs, MajorityDemonstrations
 from selftaught.specs import SFT, Evaluation, Lora, ModelSpec, Preference, Sampling, SeedModel, Training
 from selftaught.store.groups import Groups
 from selftaught.store.run import RunDirectory
-from selftaught.store.stage import Stage
+from selftaught.store.stage import Stage, open_stage
 from selftaught.tasks import TaskSpec, load_task
 from selftaught.tasks.sources import load_function
 from selftaught.types import Completion, Demonstration, Pair, Prompt
@@ -92,7 +92,7 @@ def test_every_verb_is_read_the_second_time(lab, model):
     with lab.scope(arm="other", round=3):
         assert loop() == trained
     cached = [event["cached"] for event in metrics(lab) if event["event"] == "stage"]
-    assert cached == [False] * 5 + [True] * 5
+    assert cached == [False] * 6 + [True] * 6
 
 
 def test_what_a_completion_depends_on_is_in_its_stages_key(lab, model, tmp_path):
@@ -262,6 +262,17 @@ def test_a_trained_model_opens_and_its_metrics_are_the_runs(lab, model, base):
     assert [event["step"] for event in steps] == list(range(1, 2 * math.ceil(len(pairs) / 2) + 1))
     assert {(event["arm"], event["round"]) for event in steps} == {("scpo", 1)}
     assert {"loss", "rewards/margins", "rewards/accuracies", "logps/chosen"} <= steps[0].keys()
+
+
+def test_trainings_on_the_same_pairs_share_their_reference(lab, model, base):
+    pairs = pairs_of(lab, base)
+    for settings in (SETTINGS, replace(SETTINGS, lr=1e-4, epochs=1.0)):
+        lab.train(model, pairs, Preference(), settings)
+    lab.train(model, pairs, Preference(), replace(SETTINGS, max_length=60, epochs=1.0))
+    used = [event["stage"] for event in metrics(lab) if event["event"] == "stage" and event["verb"] == "reference"]
+    assert len(used) == 3 and used[0] == used[1] != used[2]
+    kept = {name for pair in pairs for name in (pair.chosen.id, pair.rejected.id)}
+    assert {score.completion_id for score in open_stage(lab.run.path / "stages" / used[0])} == kept
 
 
 @pytest.mark.parametrize(("best", "epoch"), [(1, 1), (2, 2), (3, 3)])

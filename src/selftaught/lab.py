@@ -47,7 +47,9 @@ from selftaught.train.loop import TrainJob
 from selftaught.types import Completion, Demonstration, Pair, Prompt, Report, Score
 
 COMPLETIONS_PER_SHARD = 4096
+REFERENCE_SETTINGS = ("max_length", "precision", "strategy", "micro_batch_tokens", "tree_rows", "lora")
 GENERATE = "selftaught.engines.shards:generate_shards"
+REFERENCE = "selftaught.train.reference:reference_shards"
 TRAIN = "selftaught.train.loop:train"
 SCRATCH = "selftaught.models.scratch:build_scratch"
 
@@ -143,6 +145,8 @@ class Lab:
                 f"{examples.path} holds {examples.row_type.__name__} rows: a preference loss needs Pair rows"
             )
         settings = replace(settings, snapshots="epoch") if dev else settings
+        reference = self._reference(model, examples, settings) if isinstance(objective, Preference) else None
+        parents = [examples.key] if reference is None else [examples.key, reference.key]
         params = {"model": model_key(model), "template": model.template, "objective": objective, "settings": settings}
 
         def arguments(out: Path) -> dict[str, Any]:
@@ -153,15 +157,24 @@ class Lab:
                 settings=settings,
                 out=out,
                 seed=self.seed,
+                reference=None if reference is None else reference.path,
             )
             return {"job": job}
 
-        trained = self._artifact("train", TRAIN, params, [examples.key], arguments)
+        trained = self._artifact("train", TRAIN, params, parents, arguments)
         self._copy_training_metrics(trained.path / "metrics.jsonl")
         if dev is None:
             return _trained(model, settings, trained.path / "model")
         epochs = sorted((trained.path / "snapshots").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
         return max((_trained(model, settings, path) for path in epochs), key=dev)
+
+    def _reference(self, model: ModelSpec, examples: Stage, settings: Training) -> Stage:
+        """Return the log-probs of all completions of `examples` before training: arms that train on them share it."""
+        relevant = {name: getattr(settings, name) for name in REFERENCE_SETTINGS}
+        params = {"model": model_key(model), "template": model.template, **relevant}
+        arguments = {"model": model, "examples": examples.path, "settings": Training(**relevant)}
+        shards = max(1, math.ceil(len(examples) / COMPLETIONS_PER_SHARD))
+        return self._sharded("reference", Score, REFERENCE, params, arguments, [examples], shards)
 
     def evaluate(
         self,

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from selftaught.specs import Evaluation, Scratch, Training
+from selftaught.tasks import load_task
+from selftaught.tasks.task import TaskSpec
 
 ADAM_BYTES = 16
 """Per trained parameter: fp32 master weight, two moments, gradient."""
@@ -51,6 +53,16 @@ def round_plan(
         Work(name="choice of epoch", rows=dev * epochs, tokens=dev * epochs * (PROMPT_TOKENS + tokens), passes=2),
     ]
     return [replace(work, name=f"{label}: {work.name}") for work in works if work.tokens]
+
+
+def problem_counts(spec: TaskSpec, problems: int | None, evaluation: Evaluation) -> tuple[int, int]:
+    """Return the numbers of training and test problems, reading the data only where the configuration does not say."""
+    tested = evaluation.problems
+    if problems is None or tested is None:
+        task = load_task(spec)
+        problems = len(task.train()) if problems is None else problems
+        tested = len(task.test()) if tested is None else tested
+    return min(problems, problems if spec.limit is None else spec.limit), tested
 
 
 def evaluation_plan(label: str, problems: int, evaluation: Evaluation) -> Work:

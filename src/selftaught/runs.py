@@ -1,6 +1,5 @@
 """One run of a method in one directory: start it, resume it, sum it up."""
 
-import json
 import time
 from math import isfinite
 from pathlib import Path
@@ -44,10 +43,11 @@ def run_method(
         run.clear_metrics()
         executor = Torchrun(processes) if processes > 1 else Inline()
         lab = Lab(run=run, seed=seed, executor=executor, strict=strict)
-        outcome = method.run(config, lab)
-        lab.keep_models(outcome.models)
-        # A finished run that is run again only reads its stages.
-        seconds = max(time.perf_counter() - started, _seconds_of_finished(out))
+        try:
+            outcome = method.run(config, lab)
+            lab.keep_models(outcome.models)
+        finally:
+            seconds = run.add_seconds(time.perf_counter() - started)
         summary = summarise(method, recipe, seed, outcome, seconds)
         run.write_summary(summary)
     return summary
@@ -95,21 +95,15 @@ def summarise(method: Method, recipe: str, seed: int, outcome: Outcome, wall_sec
     }
 
 
-def _seconds_of_finished(out: Path) -> float:
-    file = out / "summary.json"
-    return float(json.loads(file.read_text(encoding="utf-8"))["wall_seconds"]) if file.exists() else 0.0
-
-
 def claim_row(claim: Claim, interval: Interval, holds: bool | None) -> dict[str, Any]:
-    """Return a claim with its evidence, as summaries hold it. A share of a gain stands under `ratio`."""
-    kind = "ratio" if claim.gold else "difference"
-    row: dict[str, Any] = {
-        "text": claim.text,
-        "arm": claim.arm,
-        "baseline": claim.baseline,
-        "metric": claim.metric,
-    }
+    """Return a claim with its evidence, as summaries hold it.
+
+    The estimate stands under `difference`, of a share of a gain under `ratio`, of a metric by itself under `value`.
+    """
+    kind = "ratio" if claim.gold else "difference" if claim.baseline else "value"
+    row: dict[str, Any] = {"text": claim.text, "arm": claim.arm, "baseline": claim.baseline, "metric": claim.metric}
     row |= {"gold": claim.gold, "share": claim.share} if claim.gold else {}
+    row |= {n: getattr(claim, n) for n, usual in _USUAL.items() if getattr(claim, n) != usual}
     return row | {
         kind: finite(interval.estimate),
         "ci95": [finite(interval.low), finite(interval.high)],
@@ -118,16 +112,22 @@ def claim_row(claim: Claim, interval: Interval, holds: bool | None) -> dict[str,
     }
 
 
+_USUAL = {"margin": 0.0, "lower_is_better": False, "round": -1}
+
+
 def finite(value: float) -> float | None:
     """Return `value`, or None where JSON has no number for it."""
     return value if isfinite(value) else None
 
 
 def _over_problems(claim: Claim, outcome: Outcome) -> Interval | None:
-    """Return the claim's interval; None where no problem was measured, and for a ratio, which needs several seeds."""
-    if claim.gold or not {claim.arm, claim.baseline} <= outcome.values.keys():
+    """Return the claim's interval over problems of the last round.
+
+    None where there are no values per problem, and for a ratio or another round, which need several seeds.
+    """
+    if claim.gold or not claim.baseline or claim.round != -1:
         return None
-    ours, baseline = (outcome.values[arm][claim.metric] for arm in (claim.arm, claim.baseline))
+    ours, baseline = (outcome.values.get(arm, {}).get(claim.metric, {}) for arm in (claim.arm, claim.baseline))
     pairs = [(value, baseline.get(problem)) for problem, value in ours.items()]
     both = [(a, b) for a, b in pairs if a is not None and b is not None]
     return paired_bootstrap([a for a, _ in both], [b for _, b in both]) if both else None

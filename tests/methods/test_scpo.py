@@ -8,12 +8,12 @@ import pytest
 from tests import tiny
 
 from selftaught.errors import InputError
+from selftaught.methods.rounds import arm_settings
 from selftaught.methods.scpo import (
     ARMS,
     METHOD,
     Config,
     _check_seed_model,
-    arm_settings,
     objective,
     selection,
     train_round,
@@ -31,7 +31,7 @@ from selftaught.specs import SFT, ModelSpec, Preference, Sampling, Training
 from selftaught.store.groups import Groups
 from selftaught.store.stage import open_stage
 from selftaught.tasks import TaskSpec, load_task
-from selftaught.train.loop import reference_logps
+from selftaught.train.reference import reference_logps
 from selftaught.types import Demonstration, Pair, Report
 
 CONFIG = Config(task=TaskSpec(name="chains"), sampling=Sampling(k=8), tau=(0.5, 0.7))
@@ -58,7 +58,7 @@ CONFIG = Config(task=TaskSpec(name="chains"), sampling=Sampling(k=8), tau=(0.5, 
     ],
 )
 def test_the_papers_rows_are_settings_of_one_loop(arm, row_type, rule):
-    assert selection(arm_settings(CONFIG, arm), 0, seed=3) == (row_type, rule)
+    assert selection(arm_settings(CONFIG, arm, ARMS), 0, seed=3) == (row_type, rule)
 
 
 def test_every_arm_is_tested_above_and_in_the_reproduction():
@@ -72,13 +72,13 @@ def test_thresholds_are_shares_of_k_per_round_and_the_last_serves_later_rounds()
 
 def test_losses():
     assert objective(CONFIG) == Preference(loss="sigmoid", beta=0.5, nll_alpha=1.0)
-    assert objective(arm_settings(CONFIG, "lmsi")) == SFT()
+    assert objective(arm_settings(CONFIG, "lmsi", ARMS)) == SFT()
 
 
 def test_an_arm_may_have_a_learning_rate_of_its_own():
     config = replace(CONFIG, training=Training(lr=1e-3), arm_lr={"lmsi": 1e-2})
-    assert arm_settings(config, "lmsi").training.lr == 1e-2
-    assert arm_settings(config, "scpo").training.lr == 1e-3
+    assert arm_settings(config, "lmsi", ARMS).training.lr == 1e-2
+    assert arm_settings(config, "scpo", ARMS).training.lr == 1e-3
 
 
 def test_the_paper():
@@ -195,7 +195,8 @@ def test_each_round_starts_from_the_last_and_takes_it_as_its_reference(tiny_run:
     pairs, settings = rows(tiny_run, "select", "scpo", 2), tiny.config().training
     stored = {s.completion_id: s.value for s in reference_logps(before, pairs, settings)}
     seed = {s.completion_id: s.value for s in reference_logps(ModelSpec(source=str(seed_model)), pairs, settings)}
-    used = json.loads((second / "files" / "reference" / "logps.json").read_text())
+    used = {s.completion_id: s.value for s in rows(tiny_run, "reference", "scpo", 2)}
+    assert not (second / "files" / "reference").exists(), "it was computed again"
     assert used == pytest.approx(stored, abs=1e-5)
     assert used != pytest.approx(seed, abs=1e-2)
 
@@ -230,7 +231,7 @@ def test_hot_samples_wait_for_their_round(config: Config, tmp_path: Path):
 
 
 def test_semi_supervised_with_every_label_is_irpo(config: Config, tmp_path: Path):
-    gold = one_round(arm_settings(config, "irpo_gold"), tmp_path / "gold")
+    gold = one_round(arm_settings(config, "irpo_gold", ARMS), tmp_path / "gold")
     semi = one_round(replace(config, labelled=1.0), tmp_path / "semi")
     assert rows(gold, "select") == rows(semi, "select")
     assert {pair.weight for pair in rows(gold, "select")} == {1.0}

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from math import sqrt
 from pathlib import Path
@@ -77,6 +78,29 @@ def test_a_share_of_a_gain_is_a_ratio_of_means():
     assert (seventy["gold"], seventy["share"], seventy["holds"]) == ("gold", 0.7, True)
     assert 0.75 - 1e-9 <= seventy["ci95"][0] < 0.8 < seventy["ci95"][1] <= 0.5 / 0.6 + 1e-9
     assert (ninety["ratio"], ninety["holds"]) == (seventy["ratio"], False)
+
+
+@pytest.mark.parametrize(
+    ("claim", "kind", "estimate", "holds"),
+    [
+        # Differences 0.3, 0.3, 0.0: the interval's lower end is -0.230.
+        (Claim(text="", arm="ours", baseline="lmsi", metric="accuracy", margin=-0.24), "difference", 0.2, True),
+        (Claim(text="", arm="ours", baseline="lmsi", metric="accuracy", margin=-0.22), "difference", 0.2, False),
+        # 0.5, 0.6, 0.7: 0.6 +- 0.248, so above 0.35.
+        (Claim(text="", arm="ours", baseline=None, metric="accuracy", margin=0.35), "value", 0.6, True),
+        (Claim(text="", arm="ours", baseline=None, metric="accuracy", margin=0.36), "value", 0.6, False),
+        # 0.2 each minus 0.5, 0.6, 0.7: -0.4 +- 0.248.
+        (Claim(text="", arm="seed_model", baseline="ours", metric="accuracy", lower_is_better=True), None, -0.4, True),
+        (Claim(text="", arm="ours", baseline="seed_model", metric="accuracy", lower_is_better=True), None, 0.4, False),
+        (Claim(text="", arm="ours", baseline=None, metric="accuracy", round=0), "value", 0.5, True),
+    ],
+)
+def test_a_margin_a_direction_and_a_round(claim, kind, estimate, holds):
+    method = dataclasses.replace(METHOD, claims=(claim,))
+    summaries = [summary(seed, {arm: values[seed] for arm, values in ACCURACY.items()}) for seed in range(3)]
+    (row,) = combine(method, REPRODUCTION, summaries)["claims"]
+    assert row[kind or "difference"] == pytest.approx(estimate)
+    assert row["holds"] is holds
 
 
 def test_where_gold_brings_nothing_no_share_of_it_is_reached():

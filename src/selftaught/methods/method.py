@@ -15,17 +15,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """`arm` is better than `baseline` in `metric`.
+    """In `metric`, `arm` minus `baseline` is above `margin` or, where `lower_is_better`, below -`margin`.
 
-    With `gold`, the claim is that the gain over `baseline` is at least `share` of the gain of the arm `gold`.
+    A negative margin claims that `arm` is not worse by more than that. Without a baseline it is the metric itself that
+    is compared with the margin. `round` says when both are measured: 0 is before the first round of an arm that starts
+    with a measurement of its own, -1 the last. With `gold`, the claim is that the gain over `baseline` is at least
+    `share` of the gain of the arm `gold`.
     """
 
     text: str
     arm: str
-    baseline: str
+    baseline: str | None
     metric: str
+    margin: float = 0.0
+    lower_is_better: bool = False
+    round: int = -1
     gold: str | None = None
     share: float = 0.0
+
+    def holds(self, low: float, high: float) -> bool:
+        """Say whether the interval [low, high] of the difference lies where it is claimed."""
+        return high < -self.margin if self.lower_is_better else low > self.margin
+
+
+Measured = tuple[dict[str, Report], dict[str, PerProblem]]
+"""Reports by name, and those that have them, their values per problem."""
 
 
 @dataclass(kw_only=True)
@@ -36,7 +50,7 @@ class Outcome:
     rounds: dict[str, list[dict[str, Report]]] = field(default_factory=dict)
     values: dict[str, dict[str, PerProblem]] = field(default_factory=dict)
 
-    def add(self, arm: str, model: ModelSpec, measured: tuple[dict[str, Report], dict[str, PerProblem]]) -> None:
+    def add(self, arm: str, model: ModelSpec, measured: Measured) -> None:
         """Add a round of `arm`: its model, its reports and their per-problem values, which replace earlier ones."""
         reports, values = measured
         self.models[arm] = model

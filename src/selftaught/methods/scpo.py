@@ -27,12 +27,15 @@ Departures, and choices where the paper is silent:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import product
 from math import nan
 from typing import TYPE_CHECKING, Literal
 
-from selftaught.errors import InputError, NothingToTrainOn
+from selftaught.errors import InputError
 from selftaught.methods.method import Claim, Method, Outcome
-from selftaught.plan import Work, evaluation_plan, round_plan
+from selftaught.methods.rounds import arm_settings, check_arms, run_rounds
+from selftaught.plan import Work, evaluation_plan, problem_counts, round_plan
 from selftaught.scorers.noisy_reward import NoisyReward
 from selftaught.scorers.verifier import Verifier
 from selftaught.scorers.votes import Votes
@@ -94,13 +97,7 @@ class Config:
             )
         if not self.tau or not all(0 <= share <= 1 for share in self.tau):
             raise InputError(f"tau={self.tau}: give a share of the k votes for each round, such as 0.5,0.7")
-        if self.rounds < 1 or not self.arms or len(set(self.arms)) < len(self.arms):
-            raise InputError(
-                f"rounds={self.rounds}, arms={self.arms}: give at least one round and one arm, each arm once"
-            )
-        for arm in (*self.arms, *self.arm_lr):
-            if arm not in ARMS:
-                raise InputError(f"no arm is called {arm!r}: known are {', '.join(ARMS)}")
+        check_arms(self.arms, ARMS, self.arm_lr, self.rounds)
         if self.fresh_problems and self.problems is None and self.rounds > 1:
             raise InputError("fresh_problems takes a part of the problems in every round; say how many with --problems")
 
@@ -115,33 +112,18 @@ ARMS: dict[str, dict] = {
 }
 
 
-def arm_settings(cfg: Config, arm: str) -> Config:
-    """Return `cfg` with the settings of one arm."""
-    changes = dict(ARMS[arm])
-    if arm in cfg.arm_lr:
-        changes["training"] = replace(cfg.training, lr=cfg.arm_lr[arm])
-    return replace(cfg, **changes)
-
-
 def run(cfg: Config, lab: "Lab") -> Outcome:
     """Train every arm from the same seed model, measuring it after each round."""
     task = load_task(cfg.task)
     outcome = Outcome()
+    measure = partial(lab.evaluate, task=task, evaluation=cfg.evaluation)
     with lab.scope(arm="seed_model"):
         seed_model = cfg.model or lab.seed_model(cfg.task, cfg.seed_model)
-        outcome.add("seed_model", seed_model, lab.evaluate(seed_model, task, cfg.evaluation))
+        outcome.add("seed_model", seed_model, measure(seed_model))
     _check_seed_model(lab, outcome.rounds["seed_model"][0], cfg.evaluation.k)
     for arm in cfg.arms:
-        settings, model = arm_settings(cfg, arm), seed_model
-        for t in range(cfg.rounds):
-            with lab.scope(arm=arm, round=t + 1):
-                try:
-                    model = train_round(settings, lab, task, model, t)
-                except NothingToTrainOn as error:
-                    if t == 0:
-                        raise
-                    lab.tell(f"{arm} keeps the model of round {t}: {error}")
-                outcome.add(arm, model, lab.evaluate(model, task, cfg.evaluation))
+        train = partial(train_round, arm_settings(cfg, arm, ARMS), lab, task)
+        run_rounds(lab, outcome, arm, seed_model, cfg.rounds, train, measure)
     return outcome
 
 
@@ -212,35 +194,23 @@ def _check_seed_model(lab: "Lab", reports: Mapping[str, Report], k: int) -> None
 
 def plan(cfg: Config) -> list[Work]:
     """List the work of every arm and round, all problems kept."""
-    problems, tested = _sizes(cfg)
+    problems, tested = problem_counts(cfg.task, cfg.problems, cfg.evaluation)
     works = [evaluation_plan("seed model", tested, cfg.evaluation)]
-    for arm in cfg.arms:
-        settings = arm_settings(cfg, arm)
-        for t in range(cfg.rounds):
-            hot = settings.hot.k if settings.hot and t + 1 >= settings.hot_from_round else 0
-            works += round_plan(
-                f"{arm} {t + 1}",
-                problems=problems + settings.new_problems,
-                samples=settings.sampling.k + hot,
-                tokens=settings.sampling.max_tokens,
-                completions=1 if settings.objective == "nll" else 2,
-                training=settings.training,
-                dev=settings.dev_problems,
-                written=settings.new_problems,
-                written_tokens=settings.problem_sampling.max_tokens,
-            )
-            works.append(evaluation_plan(f"{arm} {t + 1}", tested, cfg.evaluation))
+    for arm, t in product(cfg.arms, range(cfg.rounds)):
+        settings = arm_settings(cfg, arm, ARMS)
+        works += round_plan(
+            f"{arm} {t + 1}",
+            problems=problems + settings.new_problems,
+            samples=settings.sampling.k + (settings.hot.k if settings.hot and t + 1 >= settings.hot_from_round else 0),
+            tokens=settings.sampling.max_tokens,
+            completions=1 if settings.objective == "nll" else 2,
+            training=settings.training,
+            dev=settings.dev_problems,
+            written=settings.new_problems,
+            written_tokens=settings.problem_sampling.max_tokens,
+        )
+        works.append(evaluation_plan(f"{arm} {t + 1}", tested, cfg.evaluation))
     return works
-
-
-def _sizes(cfg: Config) -> tuple[int, int]:
-    """Return the numbers of training and test problems, reading the data only where the configuration does not say."""
-    problems, tested = cfg.problems, cfg.evaluation.problems
-    if problems is None or tested is None:
-        task = load_task(cfg.task)
-        problems = len(task.train()) if problems is None else problems
-        tested = len(task.test()) if tested is None else tested
-    return min(problems, problems if cfg.task.limit is None else cfg.task.limit), tested
 
 
 METHOD = Method(

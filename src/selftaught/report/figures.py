@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-SHARES = ("accuracy", "share", "rate", "agreement", "ordering")
+SHARES = ("accuracy", "share", "rate", "agreement", "ordering", "validity")
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -62,8 +62,13 @@ def with_error(metric: str, cell: Mapping[str, Any] | None) -> str:
 
 
 def estimate(claim: Mapping[str, Any]) -> str:
-    """Return a claim's difference in the unit of its metric, or its share of another arm's gain in percent."""
-    return _estimated(claim, claim.get("ratio", claim.get("difference")))
+    """Return a claim's difference or value in its metric's unit, or its share of another arm's gain in percent."""
+    return _estimated(claim, evidence(claim))
+
+
+def evidence(claim: Mapping[str, Any]) -> Any:
+    """Return the number a claim rests on: a share of a gain, a difference, or a metric's value."""
+    return next((claim[kind] for kind in ("ratio", "difference", "value") if kind in claim), None)
 
 
 def interval(claim: Mapping[str, Any]) -> str:
@@ -75,9 +80,9 @@ def interval(claim: Mapping[str, Any]) -> str:
 
 
 def _estimated(claim: Mapping[str, Any], value: Any) -> str:
-    if "ratio" not in claim:
-        return signed(str(claim.get("metric", "")), value)
-    return f"{100 * value:.0f}%" if is_number(value) else "n/a"
+    if "ratio" in claim:
+        return f"{100 * value:.0f}%" if is_number(value) else "n/a"
+    return (figure if "value" in claim else signed)(str(claim.get("metric", "")), value)
 
 
 def verdict(claim: Mapping[str, Any]) -> str:

@@ -146,24 +146,34 @@ def _final_chart(arms: Mapping[str, Mapping[str, Any]], metric: str, colours: Ma
     return {"name": name, "chart": charts.dot_chart(f"{name} of every arm", rows, name)}
 
 
+_KINDS = {"ratio": "share of the gain of {gold}", "difference": "difference", "value": "value"}
+
+
 def _claims(run: Run) -> Iterator[dict[str, Any]]:
     claims = (run.summary or {}).get("claims", [])
     for claim in claims:
-        alike = [_span(c) for c in claims if ("ratio" in c) == ("ratio" in claim)]
-        mark = float(claim.get("share") or 0.0)
+        alike = [_span(c) for c in claims if _scale(c) == _scale(claim)]
+        # What the interval must lie beyond.
+        mark = float(claim.get("share") or claim.get("margin") or 0.0) * (-1 if claim.get("lower_is_better") else 1)
         ends = [mark, 0.0, *(value for span in alike for value in span)]
         title = f"{claim.get('text', '')}: {figures.estimate(claim)}, 95% interval {figures.interval(claim)}"
         bar = Markup("")
         if span := _span(claim):
             bar = charts.interval_bar(title, *span, limits=(min(ends), max(ends)), mark=mark)
-        kind = f"share of the gain of {claim.get('gold')}" if "ratio" in claim else "difference"
+        kind = _KINDS[_scale(claim)[0]].format(gold=claim.get("gold"))
         yield {"text": "", "over": "", "metric": "", **claim, "kind": kind, "bar": bar, "figures": claim}
+
+
+def _scale(claim: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return what claims must share to be drawn on one scale."""
+    kind = next((kind for kind in _KINDS if kind in claim), "difference")
+    return kind, None if kind == "ratio" else claim.get("metric")
 
 
 def _span(claim: Mapping[str, Any]) -> tuple[float, ...]:
     """Return a claim's lower end, estimate and upper end, or nothing where one is unknown."""
     low, high = claim.get("ci95") or (None, None)
-    span = (low, claim.get("ratio", claim.get("difference")), high)
+    span = (low, figures.evidence(claim), high)
     known = tuple(value for value in span if figures.is_number(value))
     return known if len(known) == len(span) else ()
 

@@ -62,7 +62,7 @@ def _summary_lines(summary: Mapping[str, Any], width: int) -> Iterator[str]:
     claims = summary.get("claims") or []
     if claims:
         yield ""
-        yield "Claims (difference or share of a gain, 95% interval)"
+        yield "Claims (difference, share of a gain or value, 95% interval)"
         yield from columns([_claim_row(claim) for claim in claims])
 
 

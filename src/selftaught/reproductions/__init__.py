@@ -70,7 +70,7 @@ def combine(method: Method, reproduction: Reproduction, summaries: Sequence[Mapp
         "wall_seconds": round(sum(summary["wall_seconds"] for summary in summaries), 1),
         "wall_seconds_per_seed": [summary["wall_seconds"] for summary in summaries],
         "arms": {arm: {m: _over_seeds(arm, m, summaries) for m in reproduction.metrics} for arm in arms},
-        "claims": [_claim(claim, per_seed) for claim in method.claims],
+        "claims": [_claim(claim, summaries) for claim in method.claims],
         "per_seed": {
             seed: {arm: {m: values[arm][m] for m in reproduction.metrics} for arm in arms}
             for seed, values in per_seed.items()
@@ -96,18 +96,23 @@ def _mean_rounds(rounds: Sequence[Sequence[Mapping[str, float | None]]]) -> list
     return merged
 
 
-def _claim(claim: Claim, per_seed: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+def _claim(claim: Claim, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def values(arm: str) -> list[float]:
-        return [arms[arm][claim.metric] for arms in per_seed.values()]
+        return [_measured(summary["rounds"][arm], claim) for summary in summaries]
 
+    ours = values(claim.arm)
+    baseline = values(claim.baseline) if claim.baseline else [0.0] * len(ours)
     if claim.gold is None:
-        interval = paired_t(values(claim.arm), values(claim.baseline))
-        return claim_row(claim, interval, interval.low > 0)
-    gains, gold_gains = (
-        [a - b for a, b in zip(values(arm), values(claim.baseline), strict=True)] for arm in (claim.arm, claim.gold)
-    )
+        interval = paired_t(ours, baseline)
+        return claim_row(claim, interval, claim.holds(interval.low, interval.high))
+    gains, gold_gains = ([a - b for a, b in zip(arm, baseline, strict=True)] for arm in (ours, values(claim.gold)))
     if fmean(gold_gains) <= 0:
         # Where gold answers bring nothing, no share of it can be reached.
         return claim_row(claim, Interval(estimate=nan, low=nan, high=nan, over="seeds", n=len(gains)), False)
     ratio = ratio_of_means(gains, gold_gains)
     return claim_row(claim, ratio, ratio.estimate >= claim.share)
+
+
+def _measured(rounds: Sequence[Mapping[str, float]], claim: Claim) -> float:
+    # The seed model is measured once, whichever round an arm is in.
+    return rounds[claim.round if len(rounds) > 1 else -1][claim.metric]

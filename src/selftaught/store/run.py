@@ -129,6 +129,18 @@ class RunDirectory:
         file = self.path / _STATE
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
+    def add_seconds(self, seconds: float) -> float:
+        """Add what one pass over the run took, and return the total of all passes that did not end in a kill.
+
+        A run that is finished keeps its total: another pass only reads its stages.
+        """
+        file = self.path / "summary.json"
+        if file.exists():
+            return float(json.loads(file.read_text(encoding="utf-8"))["wall_seconds"])
+        total = self._state().get("seconds", 0.0) + seconds
+        self.write_state(seconds=total)
+        return total
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, atomically."""
         write_json(self.path / "summary.json", dict(summary))

@@ -42,20 +42,19 @@ def packed_attention(
     if layout is None or odd or attention_mask is not None:
         raise NotImplementedError(f"packed attention got {odd or 'a mask or no layout'}")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    flat = [_ToPlaces.apply(x[0].transpose(0, 1), layout) for x in (query, key, value)]
-    outputs = []
-    for i, group in enumerate(layout.groups):
-        places = slice(group.first_place, group.first_place + group.rows * group.width)
-        q, k, v = (
-            x[places.start * h : places.stop * h].view(h, group.rows, group.width, -1)
-            for x, h in _with_heads(flat, query, key)
-        )
-        outputs.append(_attend_group(q, k, v, layout, i, sliding_window, scaling))
+    grouped = [_by_group(x[0], layout) for x in (query, key, value)]
+    outputs = [
+        _attend_group(q, k, v, layout, i, sliding_window, scaling)
+        for i, (q, k, v) in enumerate(zip(*grouped, strict=True))
+    ]
     return _FromPlaces.apply(torch.cat(outputs), query.shape[1], layout)[None], None
 
 
-def _with_heads(flat: list[Tensor], query: Tensor, key: Tensor) -> list[tuple[Tensor, int]]:
-    return list(zip(flat, (query.shape[1], key.shape[1], key.shape[1]), strict=True))
+def _by_group(heads: Tensor, layout: Layout) -> list[Tensor]:
+    """[H, N, D] -> per group [H, rows, T, D]. By one split: a slice's gradient would be as large as the whole."""
+    count = heads.shape[0]
+    places = _ToPlaces.apply(heads.transpose(0, 1), layout).split([g.rows * g.width * count for g in layout.groups])
+    return [x.view(count, g.rows, g.width, -1) for x, g in zip(places, layout.groups, strict=True)]
 
 
 def _attend_group(

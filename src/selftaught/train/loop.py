@@ -3,9 +3,8 @@
 import hashlib
 import json
 import math
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,20 +15,18 @@ from selftaught.models.load import load_config, load_tokenizer
 from selftaught.objectives import build_objective
 from selftaught.specs import ModelSpec, ObjectiveSpec, Training
 from selftaught.store.stage import open_stage
-from selftaught.train.batching import Batcher, Item, make_items, with_reference
+from selftaught.train.batching import Item, make_items, with_reference
 from selftaught.train.checkpoint import load_checkpoint, save_checkpoint, whole_directory
-from selftaught.train.distributed import Ranks, join_ranks, shard
+from selftaught.train.distributed import Ranks, join_ranks
 from selftaught.train.examples import prepare_examples
-from selftaught.train.forward import TargetLogps, causal_lm
 from selftaught.train.memory import keep_freed_memory
-from selftaught.train.precision import Weights, fast_fp32_matmul, resolve_precision
-from selftaught.train.probe import Mode, choose_mode
-from selftaught.train.reference import stored_reference, summed_logps
+from selftaught.train.precision import fast_fp32_matmul
+from selftaught.train.reference import stored_reference
 from selftaught.train.schedule import batch_indices, learning_rate, steps_per_epoch, total_steps
-from selftaught.train.setup import make_policy, open_model
+from selftaught.train.setup import Prepared, prepare
 from selftaught.train.trackers import Metrics
 from selftaught.train.update import Updater
-from selftaught.types import Example, Score, content_id
+from selftaught.types import Example, content_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,48 +66,26 @@ def train(job: TrainJob) -> None:
         _train(job, ranks)
 
 
-def reference_logps(model: ModelSpec, examples: Path | Sequence[Example], settings: Training) -> Iterator[Score]:
-    """Yield the summed log-prob (nats) of every completion of `examples` under `model`, as scores "logps/ref".
-
-    Under torchrun each process yields its own share.
-    """
-    ranks = join_ranks()
-    with fast_fp32_matmul(ranks.device):
-        tokenizer = load_tokenizer(model)
-        encoded = prepare_examples(model, examples, settings, tokenizer, show=False)
-        policy, mode = _open_policy(model, settings, ranks)
-        Weights(policy.eval(), resolve_precision(settings.precision, ranks.device))
-        items = make_items(encoded, tree=mode.packed and settings.tree_rows)
-        batcher = _batcher(mode, tokenizer.pad_token_id, ranks, in_step=False)
-        for name, value in summed_logps(policy, items, batcher, settings.micro_batch_tokens):
-            yield Score(completion_id=name, scorer="logps/ref", value=value)
-
-
 def _train(job: TrainJob, ranks: Ranks) -> None:
     settings = job.settings
     tokenizer = load_tokenizer(job.model)
     encoded = prepare_examples(job.model, job.examples, settings, tokenizer, show=ranks.rank == 0)
     objective = build_objective(job.objective)
-    policy, mode = _open_policy(job.model, settings, ranks)
-    dtype = resolve_precision(settings.precision, ranks.device)
-    sharded = settings.strategy == "fsdp2" and ranks.world > 1
-    if sharded:
-        shard(policy, causal_lm(policy.model)._no_split_modules or (), dtype)
-    weights = Weights(policy, torch.float32 if sharded else dtype)
-    batcher = _batcher(mode, tokenizer.pad_token_id, ranks, in_step=sharded)
-    items = make_items(encoded, tree=mode.packed and settings.tree_rows)
+    prepared = prepare(job.model, settings, ranks, tokenizer.pad_token_id)
+    weights = prepared.weights
+    items = make_items(encoded, tree=prepared.tree)
     if objective.needs_reference:
-        reference = _reference(job, policy, items, batcher, ranks)
+        reference = _reference(job, prepared, items, ranks)
         items = [with_reference(item, reference) for item in items]
     optimizer = torch.optim.AdamW(weights.masters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
     updater = Updater(
-        policy=policy,
+        policy=prepared.policy,
         objective=objective,
         weights=weights,
         optimizer=optimizer,
         settings=settings,
         ranks=ranks,
-        batcher=batcher,
+        batcher=prepared.batcher,
     )
     # Every rank draws its own adapter dropout.
     torch.manual_seed(job.seed + ranks.rank)
@@ -118,28 +93,12 @@ def _train(job: TrainJob, ranks: Ranks) -> None:
     _export(job, updater, tokenizer, job.out / "model")
 
 
-def _open_policy(model: ModelSpec, settings: Training, ranks: Ranks) -> tuple[TargetLogps, Mode]:
-    opened = open_model(model, settings, ranks.device)
-    mode, reason = choose_mode(causal_lm(opened))
-    if reason and ranks.rank == 0:
-        print(reason, file=sys.stderr)
-    return make_policy(opened, mode, settings), mode
-
-
-def _batcher(mode: Mode, pad_id: int, ranks: Ranks, *, in_step: bool) -> Batcher:
-    return Batcher(
-        packed=mode.packed, pad_id=pad_id, device=ranks.device, rank=ranks.rank, world=ranks.world, in_step=in_step
-    )
-
-
-def _reference(
-    job: TrainJob, policy: TargetLogps, items: Sequence[Item], batcher: Batcher, ranks: Ranks
-) -> Mapping[str, float]:
+def _reference(job: TrainJob, prepared: Prepared, items: Sequence[Item], ranks: Ranks) -> Mapping[str, float]:
     if isinstance(job.reference, Path):
         return {score.completion_id: score.value for score in open_stage(job.reference)}
     if job.reference is not None:
         return job.reference
-    return stored_reference(job.out, policy, items, batcher, job.settings.micro_batch_tokens, ranks)
+    return stored_reference(job.out, prepared, items, job.settings.micro_batch_tokens, ranks)
 
 
 def _run(job: TrainJob, updater: Updater, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> None:

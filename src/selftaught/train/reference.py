@@ -1,4 +1,4 @@
-"""Reference log-probs: what the model said of each completion before training, computed once and stored."""
+"""Reference log-probs: what a model said of each completion before training, computed once, as a stage of its own."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,10 +7,95 @@ from pathlib import Path
 import torch
 
 from selftaught.functional.nll import sequence_sums
-from selftaught.train.batching import Batcher, Item
+from selftaught.models.load import load_tokenizer
+from selftaught.specs import ModelSpec, Training
+from selftaught.store.stage import write_shard
+from selftaught.train.batching import Batcher, Item, make_items
 from selftaught.train.checkpoint import whole_directory
-from selftaught.train.distributed import Ranks
+from selftaught.train.distributed import Ranks, join_ranks
+from selftaught.train.examples import prepare_examples
 from selftaught.train.forward import TargetLogps
+from selftaught.train.precision import fast_fp32_matmul
+from selftaught.train.setup import Prepared, prepare
+from selftaught.types import Example, Score
+
+SCORER = "logps/ref"
+
+
+def reference_shards(
+    *,
+    model: ModelSpec,
+    examples: Path,
+    settings: Training,
+    stage_key: str,
+    seed: int,
+    directory: Path,
+    shards: int,
+    missing: Sequence[int],
+) -> None:
+    """Write the `missing` shards of a stage of `Score` rows: the log-prob of every completion of `examples`.
+
+    Under torchrun all ranks share each shard, and rank 0 writes it. `stage_key` and `seed` have no influence.
+    """
+    ranks = join_ranks()
+    for shard, scores in _scored_parts(model, examples, settings, shards, missing, ranks):
+        if ranks.rank == 0:
+            write_shard(directory, Score, shard, shards, scores)
+    ranks.wait()
+
+
+def reference_logps(model: ModelSpec, examples: Path | Sequence[Example], settings: Training) -> list[Score]:
+    """Return the summed log-prob (nats) of every completion of `examples` under `model`, as scores "logps/ref".
+
+    Of `settings` it takes what the numbers may depend on: `max_length`, precision, strategy, batches and adapter.
+    """
+    ((_, scores),) = _scored_parts(model, examples, settings, 1, [0], join_ranks())
+    return scores
+
+
+def _scored_parts(
+    model: ModelSpec,
+    examples: Path | Sequence[Example],
+    settings: Training,
+    parts: int,
+    wanted: Sequence[int],
+    ranks: Ranks,
+) -> Iterator[tuple[int, list[Score]]]:
+    with fast_fp32_matmul(ranks.device), torch.random.fork_rng():
+        tokenizer = load_tokenizer(model)
+        encoded = prepare_examples(model, examples, settings, tokenizer, show=False)
+        prepared = prepare(model, settings, ranks, tokenizer.pad_token_id)
+        items = make_items(encoded, tree=prepared.tree)
+        for part in wanted:
+            start, stop = (len(items) * i // parts for i in (part, part + 1))
+            logps = _all_logps(prepared, items[start:stop], settings.micro_batch_tokens, ranks)
+            yield part, [Score(completion_id=name, scorer=SCORER, value=value) for name, value in logps.items()]
+
+
+def stored_reference(
+    out: Path, prepared: Prepared, items: Sequence[Item], budget: int, ranks: Ranks
+) -> Mapping[str, float]:
+    """Return the untrained policy's log-probs of all completions, for a training that was given none.
+
+    All ranks compute them together at the first call, and leave them in `out`/reference; later calls read them there.
+    """
+    path = out / "reference"
+    if not path.is_dir():
+        logps = _all_logps(prepared, items, budget, ranks)
+        if ranks.rank == 0:
+            with whole_directory(path) as aside:
+                (aside / "logps.json").write_text(json.dumps(logps))
+        ranks.wait()
+    return json.loads((path / "logps.json").read_text())
+
+
+def _all_logps(prepared: Prepared, items: Sequence[Item], budget: int, ranks: Ranks) -> dict[str, float]:
+    """Return {completion id: log-prob} in the order of `items`; every rank computes a part and gets the whole."""
+    prepared.policy.eval()
+    mine = dict(summed_logps(prepared.policy, items, prepared.batcher, budget))
+    prepared.policy.train()
+    merged = {name: value for part in ranks.collect(mine) for name, value in part.items()}
+    return {name: merged[name] for item in items for name in item.example.completion_ids}
 
 
 @torch.no_grad()
@@ -24,23 +109,3 @@ def summed_logps(
         yield from zip((c for item in part for c in item.example.completion_ids), sums.tolist(), strict=True)
     for _ in range(batcher.idle_passes(items, budget)):
         policy(batcher.collate(items[:1]))
-
-
-def stored_reference(
-    out: Path, policy: TargetLogps, items: Sequence[Item], batcher: Batcher, budget: int, ranks: Ranks
-) -> Mapping[str, float]:
-    """Return the untrained policy's log-probs of all completions.
-
-    All ranks compute them together at the first call, and leave them in `out`/reference; later calls read them there.
-    """
-    path = out / "reference"
-    if not path.is_dir():
-        policy.eval()
-        mine = dict(summed_logps(policy, items, batcher, budget))
-        policy.train()
-        merged = {k: v for part in ranks.collect(mine) for k, v in part.items()}
-        if ranks.rank == 0:
-            with whole_directory(path) as aside:
-                (aside / "logps.json").write_text(json.dumps(merged))
-        ranks.wait()
-    return json.loads((path / "logps.json").read_text())

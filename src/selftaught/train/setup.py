@@ -1,4 +1,7 @@
-"""A model made ready for training: adapter, dropout off, checkpointing, the mode the probe allows."""
+"""A model made ready for training: adapter, dropout off, checkpointing, the mode the probe allows, its shards."""
+
+import sys
+from dataclasses import dataclass
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -7,8 +10,43 @@ from selftaught.errors import InputError
 from selftaught.models.load import load_model
 from selftaught.specs import Lora, ModelSpec, Training
 from selftaught.train.attention import NAME, packed_attention
+from selftaught.train.batching import Batcher
+from selftaught.train.distributed import Ranks, shard
 from selftaught.train.forward import TargetLogps, causal_lm
-from selftaught.train.probe import Mode
+from selftaught.train.precision import Weights, resolve_precision
+from selftaught.train.probe import Mode, choose_mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A model on this rank: as a policy, its weights, what makes its batches, and whether rows are trees."""
+
+    policy: TargetLogps
+    weights: Weights
+    batcher: Batcher
+    tree: bool
+
+
+def prepare(spec: ModelSpec, settings: Training, ranks: Ranks, pad_id: int) -> Prepared:
+    """Open the model of `spec` as `settings` ask; all ranks take part."""
+    opened = open_model(spec, settings, ranks.device)
+    mode, reason = choose_mode(causal_lm(opened))
+    if reason and ranks.rank == 0:
+        print(reason, file=sys.stderr)
+    policy = make_policy(opened, mode, settings)
+    dtype = resolve_precision(settings.precision, ranks.device)
+    sharded = settings.strategy == "fsdp2" and ranks.world > 1
+    if sharded:
+        shard(policy, causal_lm(policy.model)._no_split_modules or (), dtype)
+    batcher = Batcher(
+        packed=mode.packed, pad_id=pad_id, device=ranks.device, rank=ranks.rank, world=ranks.world, in_step=sharded
+    )
+    return Prepared(
+        policy=policy,
+        weights=Weights(policy, torch.float32 if sharded else dtype),
+        batcher=batcher,
+        tree=mode.packed and settings.tree_rows,
+    )
 
 
 def open_model(spec: ModelSpec, settings: Training, device: torch.device) -> PreTrainedModel:
