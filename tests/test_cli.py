@@ -98,7 +98,7 @@ def test_fields_are_those_of_the_recipe_with_every_option_applied(capsys):
 def test_what_a_command_line_means(arguments, recipe, task, model):
     parsed, overrides = cli._parser().parse_known_args(["run", "scpo", *arguments])
     parsed.overrides = overrides
-    _, name, config = cli._configure(parsed)
+    _, name, config = cli.runs._configure(parsed)
     assert (name, config.task.name) == (recipe, task)
     assert (config.model.source if config.model else None) == model
 
@@ -106,7 +106,7 @@ def test_what_a_command_line_means(arguments, recipe, task, model):
 def test_the_configuration_of_another_run_is_a_configuration(tiny_run):
     parsed, overrides = cli._parser().parse_known_args(["run", "scpo", "--config", str(tiny_run / "config.yaml")])
     parsed.overrides = [*overrides, "--rounds", "3"]
-    assert cli._configure(parsed)[1:] == ("config", tiny.config(arms=("lmsi", "scpo"), rounds=3))
+    assert cli.runs._configure(parsed)[1:] == ("config", tiny.config(arms=("lmsi", "scpo"), rounds=3))
 
 
 def test_a_plan_of_your_own_data_counts_it(data, seed_model, capsys):
@@ -114,6 +114,13 @@ def test_a_plan_of_your_own_data_counts_it(data, seed_model, capsys):
     lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     assert lines["scpo 1: samples"][3] == "80"
     assert lines["seed model: evaluation"][3] == str(5 * 6)
+
+
+def test_a_plan_without_a_model_counts_the_training_of_one(capsys):
+    succeeds("run", "scpo", "--recipe", "smoke", "--dry-run")
+    lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    # 8 updates of 64 demonstrations, each of 128 + 64 tokens.
+    assert [lines[f"seed model: phase {n}"][4:6] for n in (1, 2)] == [["512", "0.1M"]] * 2
 
 
 def test_a_plan_of_a_model_that_is_not_here_assumes_a_size(capsys):

@@ -42,7 +42,7 @@ def test_commands_parse(page, line):
     assert arguments.takes_fields or not rest
     if arguments.command == "run":
         arguments.overrides = rest
-        cli._configure(arguments)
+        cli.runs._configure(arguments)
 
 
 def test_every_command_has_an_example():

@@ -10,9 +10,10 @@ from selftaught.plan import (
     hours,
     round_plan,
     scratch_parameters,
+    seed_model_plan,
     training_bytes,
 )
-from selftaught.specs import Evaluation, Lora, Scratch, Training
+from selftaught.specs import Evaluation, Lora, Phase, Scratch, SeedModel, Training
 
 DEVICE = Device(name="test", peak_flops=1e12, memory_bytes=1e9, training_share=0.5, decoding_share=0.25)
 
@@ -34,6 +35,19 @@ def test_memory():
 def test_parameters_of_a_model_from_scratch():
     """One layer of width 8: 4 x 64 for attention, 3 x 8 x 16 for the MLP, 10 x 8 for embeddings: 720."""
     assert scratch_parameters(Scratch(layers=1, width=8, intermediate=16, vocab_size=10)) == 720
+
+
+def test_the_training_of_a_seed_model():
+    """30 demonstrations twice, then 5 updates of 4; each 128 prompt tokens and 10 more."""
+    phases = (
+        Phase(demonstrations=30, training=Training(epochs=2.0)),
+        Phase(demonstrations=30, training=Training(max_steps=5, batch_size=4)),
+    )
+    works = seed_model_plan(SeedModel(phases=phases), tokens=10)
+    assert [(w.name, w.rows, w.tokens, w.passes) for w in works] == [
+        ("seed model: phase 1", 60, 60 * 138, 6),
+        ("seed model: phase 2", 20, 20 * 138, 6),
+    ]
 
 
 def test_the_work_of_a_round():

@@ -7,7 +7,7 @@ assumptions about the hardware. Rules of thumb: 2 FLOPs per parameter and token 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from selftaught.specs import Evaluation, Scratch, Training
+from selftaught.specs import Evaluation, Scratch, SeedModel, Training
 from selftaught.tasks import load_task
 from selftaught.tasks.task import TaskSpec
 
@@ -53,6 +53,20 @@ def round_plan(
         Work(name="choice of epoch", rows=dev * epochs, tokens=dev * epochs * (PROMPT_TOKENS + tokens), passes=2),
     ]
     return [replace(work, name=f"{label}: {work.name}") for work in works if work.tokens]
+
+
+def seed_model_plan(seed_model: SeedModel, tokens: int) -> list[Work]:
+    """List the training from random weights, demonstrations having up to `tokens` each after their prompts."""
+    works = []
+    for number, phase in enumerate(seed_model.phases, 1):
+        settings = phase.training
+        rows = int(
+            settings.max_steps * settings.batch_size if settings.max_steps else phase.demonstrations * settings.epochs
+        )
+        works.append(
+            Work(name=f"seed model: phase {number}", rows=rows, tokens=rows * (PROMPT_TOKENS + tokens), passes=6)
+        )
+    return works
 
 
 def problem_counts(spec: TaskSpec, problems: int | None, evaluation: Evaluation) -> tuple[int, int]:
