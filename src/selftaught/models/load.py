@@ -5,9 +5,17 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from selftaught.errors import InputError
@@ -44,10 +52,25 @@ def load_model(
     Raises:
         InputError: nothing can be opened there, or it is not a causal language model with all its weights.
     """
+    return _load(AutoModelForCausalLM, "causal language model", spec, device, dtype)
+
+
+def load_classifier(spec: ModelSpec, *, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """Return the sequence classifier (a reward model) of `spec` on `device`, in eval mode, its adapter applied.
+
+    Raises:
+        InputError: nothing can be opened there, or it is not a sequence classifier with all its weights.
+    """
+    return _load(AutoModelForSequenceClassification, "sequence classifier", spec, device, None)
+
+
+def _load(
+    kind: Any, what: str, spec: ModelSpec, device: str | torch.device, dtype: torch.dtype | None
+) -> PreTrainedModel:
     quiet_loading()
     wanted = dtype or ("auto" if spec.dtype == "auto" else getattr(torch, spec.dtype))
-    with _opening(spec, "causal language model"):
-        model, info = AutoModelForCausalLM.from_pretrained(
+    with _opening(spec, what):
+        model, info = kind.from_pretrained(
             _source(spec), dtype=wanted, output_loading_info=True, **_hub_arguments(spec)
         )
         if info["missing_keys"]:

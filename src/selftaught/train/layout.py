@@ -16,7 +16,7 @@ from selftaught.functional.tree import PADDING, tree_mask
 STEP = 32
 
 # A group of rows has at least this many scores per head, so that starting its matmuls costs little beside them.
-GROUP_SCORES = 2**15
+GROUP_SCORES = 2**17
 
 
 @dataclass(frozen=True, slots=True)
