@@ -58,7 +58,7 @@ def test_what_needs_no_model_imports_no_torch():
     code = (
         "import sys\n"
         "from selftaught import cli\n"
-        "commands = 'list run resume show reproduce generate score select train evaluate env'.split()\n"
+        "commands = 'list run resume show reproduce generate score select train evaluate judge env'.split()\n"
         "others = [['list'], ['--help'], ['--version'], ['run', 'scpo', '--fields']]\n"
         "for argv in [*others, *([command, '--help'] for command in commands)]:\n"
         "    try:\n"
@@ -175,6 +175,7 @@ def test_versions_and_the_cache(cache, capsys):
         ("select . --rule consistency --k 4", "'threshold' is missing"),
         ("select . --rule consistency --k 1 --threshold 1", "k=1: votes need at least 2 samples per prompt"),
         ("select . --rule gold", "holds no completions"),
+        ("select nowhere --rule gold", "nowhere does not exist"),
         ("evaluate --model ./none --task chains", "model directory ./none does not exist"),
         ("generate none.jsonl --model m --out out", "none.jsonl does not exist"),
         ("train none.jsonl --model m --objective dpo --out out", "none.jsonl does not exist"),
@@ -348,6 +349,49 @@ def test_other_rules_and_objectives(rule, seed_model, data, tmp_path):
     objective = {"majority": "sft", "gold": "ipo"}[rule]
     steps = ["--training.max_steps", "1"]
     succeeds("train", samples, "--model", seed_model, "--objective", objective, "--out", tmp_path / "tuned", *steps)
+
+
+def test_pairs_in_a_file_are_filtered_and_trained_on(seed_model, fails, tmp_path, capsys):
+    file, kept = tmp_path / "pairs.jsonl", tmp_path / "kept"
+    rows = [{"prompt": f"a={i};a?", "chosen": f"#### {i}", "rejected": "#### " + "0" * (i + 1)} for i in range(8)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    # Rejected texts of 6 to 13 characters: the upper half is kept.
+    succeeds("select", file, "--rule", "rip", "--out", kept, "--quantiles", '{"rejected_length": 0.5}')
+    assert "4 kept: " in capsys.readouterr().out
+    steps = ["--training.max_steps", "1"]
+    succeeds("train", kept, "--model", seed_model, "--objective", "dpo", "--out", tmp_path / "tuned", *steps)
+    assert "--rule rip alone" in fails(2, "select", file, "--rule", "gold")
+    assert "is kept" in fails(3, "select", file, "--rule", "rip", "--bounds", '{"rejected_length": 1000}')
+
+
+@pytest.mark.parametrize("objective", ["kto", "step_kto"])
+def test_training_on_labels(objective, seed_model, tmp_path):
+    rows = [{"prompt": f"a={i};a?", "completion": f"#### {i % 3}", "label": i % 2 == 0} for i in range(6)]
+    if objective == "step_kto":
+        rows = [{"prompt": r["prompt"], "completions": ["#### ", "1"], "labels": [True, r["label"]]} for r in rows]
+    file = tmp_path / "labels.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    steps = ["--training.max_steps", "2"]
+    succeeds("train", file, "--model", seed_model, "--objective", objective, "--out", tmp_path / "tuned", *steps)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "tuned" / "model")
+
+
+def test_a_judge_is_measured_in_both_orders(seed_model, fails, tmp_path, capsys):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "a=1;a?", "chosen": "#### 1", "rejected": "#### 2"}\n')
+    rubric = tmp_path / "short.yaml"
+    rubric.write_text(
+        'name: short\nkind: pairwise\ninstruction: "{question}{first}{second}"\n'
+        "verdict: '#### (\\d)'\nlabels: ['1', '2']\n"
+    )
+    command = ["judge", file, "--model", seed_model, "--out", tmp_path / "judged", "--max_tokens", "4"]
+    succeeds(*command, "--rubric", rubric)
+    said = capsys.readouterr().out
+    assert {"accuracy", "flip_rate"} <= {
+        line.split()[0] for line in said.splitlines() if line
+    } and "1 comparisons" in said
+    rubric.write_text("name: short\nkind: pairwise\ninstruction: x\nverdict: ''\n")
+    assert "has no parser" in fails(2, *command, "--rubric", rubric)
 
 
 def test_training_on_the_wrong_kind_of_examples(seed_model, fails, tmp_path):

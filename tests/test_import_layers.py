@@ -19,12 +19,13 @@ LAYERS = (
     {"models"},
     {"objectives", "engines", "scorers"},
     {"train", "evals"},
-    {"lab", "executor", "plan"},
+    {"lab", "executor", "plan", "judging"},
     {"methods"},
     {"recipes"},
     {"runs"},
     {"reproductions"},
     {"report", "cli"},
+    {"__main__"},
 )
 HEIGHT = {unit: height for height, units in enumerate(LAYERS) for unit in units}
 HEAVY = {"torch", "transformers"}

@@ -275,6 +275,17 @@ def test_trainings_on_the_same_pairs_share_their_reference(lab, model, base):
     assert {score.completion_id for score in open_stage(lab.run.path / "stages" / used[0])} == kept
 
 
+def test_the_reference_may_be_another_model(lab, model, base):
+    pairs = pairs_of(lab, base)
+    trained = lab.train(model, pairs, Preference(), SETTINGS)
+    again, drifted = (lab.train(trained, pairs, Preference(), SETTINGS, reference=given) for given in (None, model))
+    first, far = (
+        json.loads((Path(m.source).parent / "metrics.jsonl").read_text().splitlines()[0]) for m in (again, drifted)
+    )
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert far["rewards/margins"] > 0.01, "what it has learnt since counts"
+
+
 @pytest.mark.parametrize(("best", "epoch"), [(1, 1), (2, 2), (3, 3)])
 def test_the_epoch_is_chosen_where_it_is_best_on_dev(lab, model, base, best, epoch):
     seen: list[ModelSpec] = []
@@ -360,7 +371,7 @@ def test_a_poisoned_weight_is_found_before_it_is_sampled_from(lab, model, tmp_pa
 
 def test_a_training_set_of_another_kind_is_refused(lab, model, base):
     demonstrations = lab.select(base, MajorityDemonstrations(k=4, threshold=1), Demonstration)
-    with pytest.raises(InputError, match="holds Demonstration rows: a preference loss needs Pair rows"):
+    with pytest.raises(InputError, match="holds Demonstration rows: Preference needs Pair rows"):
         lab.train(model, demonstrations, Preference(), SETTINGS)
     assert lab.train(model, demonstrations, SFT(), replace(SETTINGS, max_steps=1))
 

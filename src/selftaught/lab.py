@@ -26,6 +26,7 @@ from selftaught.scorers.base import Scorer
 from selftaught.scorers.verifier import Verifier
 from selftaught.scorers.votes import Votes
 from selftaught.specs import (
+    KTO,
     SFT,
     Evaluation,
     ModelSpec,
@@ -35,6 +36,7 @@ from selftaught.specs import (
     Sampling,
     Scratch,
     SeedModel,
+    StepKTO,
     Training,
 )
 from selftaught.store.artifact import Artifact
@@ -44,9 +46,11 @@ from selftaught.store.stage import Stage, Store, default_cache, stage_key
 from selftaught.tasks import load_task
 from selftaught.tasks.task import Task, TaskSpec
 from selftaught.train.loop import TrainJob
-from selftaught.types import Completion, Demonstration, Pair, Prompt, Report, Score
+from selftaught.types import Completion, Demonstration, Feedback, Pair, Prompt, Report, Score
 
 COMPLETIONS_PER_SHARD = 4096
+_EXAMPLES: dict[type, type] = {Preference: Pair, KTO: Feedback, StepKTO: Feedback}
+"""The rows that objectives with a reference train on."""
 REFERENCE_SETTINGS = ("max_length", "precision", "strategy", "micro_batch_tokens", "tree_rows", "lora")
 GENERATE = "selftaught.engines.shards:generate_shards"
 REFERENCE = "selftaught.train.reference:reference_shards"
@@ -138,15 +142,23 @@ class Lab:
         settings: Training,
         *,
         dev: Callable[[ModelSpec], float] | None = None,
+        reference: ModelSpec | None = None,
     ) -> ModelSpec:
-        """Train `model` and return the last weights or, given `dev`, those of the epoch where it is highest."""
-        if isinstance(objective, Preference) and examples.row_type is not Pair:
+        """Train `model` and return the last weights or, given `dev`, those of the epoch where it is highest.
+
+        The reference of a preference loss is `model` itself unless another is given.
+        """
+        wanted = _EXAMPLES.get(type(objective))
+        if wanted is not None and examples.row_type is not wanted:
             raise InputError(
-                f"{examples.path} holds {examples.row_type.__name__} rows: a preference loss needs Pair rows"
+                f"{examples.path} holds {examples.row_type.__name__} rows: {type(objective).__name__} needs "
+                f"{wanted.__name__} rows"
             )
+        if wanted is Feedback and reference not in (None, model):
+            raise InputError("KTO's reference point is that of the model before training: leave reference out")
         settings = replace(settings, snapshots="epoch") if dev else settings
-        reference = self._reference(model, examples, settings) if isinstance(objective, Preference) else None
-        parents = [examples.key] if reference is None else [examples.key, reference.key]
+        before = self._reference(reference or model, examples, settings) if wanted else None
+        parents = [examples.key] if before is None else [examples.key, before.key]
         params = {"model": model_key(model), "template": model.template, "objective": objective, "settings": settings}
 
         def arguments(out: Path) -> dict[str, Any]:
@@ -157,7 +169,7 @@ class Lab:
                 settings=settings,
                 out=out,
                 seed=self.seed,
-                reference=None if reference is None else reference.path,
+                reference=None if before is None else before.path,
             )
             return {"job": job}
 
@@ -169,7 +181,7 @@ class Lab:
         return max((_trained(model, settings, path) for path in epochs), key=dev)
 
     def _reference(self, model: ModelSpec, examples: Stage, settings: Training) -> Stage:
-        """Return the log-probs of all completions of `examples` before training: arms that train on them share it."""
+        """Return the log-probs of all completions of `examples` under `model`: arms that train on them share it."""
         relevant = {name: getattr(settings, name) for name in REFERENCE_SETTINGS}
         params = {"model": model_key(model), "template": model.template, **relevant}
         arguments = {"model": model, "examples": examples.path, "settings": Training(**relevant)}

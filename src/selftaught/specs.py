@@ -84,7 +84,44 @@ class Preference:
     weight_normalize: bool = False
 
 
-ObjectiveSpec = SFT | Preference
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KTO:
+    """KTO on completions that are good or bad; the weights of the two kinds are the paper's lambda_D and lambda_U.
+
+    With `length_normalize` log-ratios are per token. With `per_step` every labelled step is a completion of its own,
+    and what precedes it belongs to its prompt.
+    """
+
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    length_normalize: bool = False
+    per_step: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepKTO:
+    """KTO of whole completions (unless `outcome` is off) plus `gamma` times KTO of their labelled steps.
+
+    Step losses are averaged within a completion ("mean") or summed ("sum"), and then averaged over completions; "batch"
+    averages over all steps of a batch. The steps' reference point is the batch's mean step log-ratio ("batch"), the
+    completions' point divided by the mean number of steps ("outcome") or 0 ("zero").
+    """
+
+    beta: float = 0.1
+    step_beta: float = 0.3
+    gamma: float = 1.0
+    outcome: bool = True
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    step_desirable_weight: float = 1.0
+    step_undesirable_weight: float = 1.0
+    step_reduction: Literal["mean", "sum", "batch"] = "mean"
+    step_reference_point: Literal["batch", "outcome", "zero"] = "batch"
+    length_normalize: bool = False
+
+
+ObjectiveSpec = SFT | Preference | KTO | StepKTO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

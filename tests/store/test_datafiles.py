@@ -108,3 +108,59 @@ def test_bad_prompts_are_named(tmp_path: Path, row: object, words: tuple[str, ..
 def test_bad_pairs_are_named(tmp_path: Path, row: object, words: str) -> None:
     with pytest.raises(InputError, match=words):
         list(read_pairs(save(tmp_path / "a.jsonl", row)))
+
+
+def test_steps_of_feedback(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "a.jsonl",
+        {"prompt": "q", "completions": ["a = 1", "b = 2"], "labels": [True, False]},
+        {
+            "prompt": "q",
+            "completion": "x; y; x",
+            "label": True,
+            "completions": ["x", "y", "x"],
+            "labels": [None, False, True],
+        },
+        {"prompt": "q", "completions": ["a"], "labels": [True]},
+        {"prompt": "q", "completions": ["a"], "labels": [None], "label": False},
+    )
+    first, second, third, fourth = read_feedback(path)
+    assert (first.completion.text, first.label) == ("a = 1\nb = 2", False)
+    assert first.step_labels == ((0, 5, True), (6, 11, False))
+    assert (second.completion.text, second.step_labels) == ("x; y; x", ((3, 4, False), (6, 7, True)))
+    assert third.label and not fourth.label and fourth.step_labels == ()
+    assert next(read_feedback(path, separator=" ")).completion.text == "a = 1 b = 2"
+
+
+def test_exported_feedback_comes_back(tmp_path: Path) -> None:
+    prompt = Prompt.from_text("q")
+    row = Feedback(
+        prompt=prompt,
+        completion=Completion(prompt_id=prompt.id, k=0, text="ab\n\ncd"),
+        label=False,
+        step_labels=((0, 4, True), (4, 6, False)),
+    )
+    (back,) = read_feedback(save(tmp_path / "a.jsonl", row.columns()))
+    assert (back.completion.text, back.label, back.step_labels) == (row.completion.text, False, row.step_labels)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "q", "completion": "a"}, "fields prompt, completion; give completion and label, or completions"),
+        ({"prompt": "q", "completion": "a", "label": True, "labels": [True]}, "two lists of equal length"),
+        ({"prompt": "q", "completions": ["a", "b"], "labels": [True]}, "two lists of equal length"),
+        ({"prompt": "q", "completions": [], "labels": []}, "two lists of equal length"),
+        ({"prompt": "q", "completions": ["a"], "labels": [1]}, "step 0 = 'a', 1: give text and true, false or null"),
+        ({"prompt": "q", "completions": [""], "labels": [True]}, "step 0 = ''"),
+        ({"prompt": "q", "completions": ["a"], "labels": [None]}, "without a label every step must have one"),
+        (
+            {"prompt": "q", "completion": "b a", "completions": ["a", "b"], "labels": [True, True]},
+            "step 1 = 'b' is not in",
+        ),
+    ],
+)
+def test_bad_feedback_is_named(tmp_path: Path, row: object, words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        list(read_feedback(save(tmp_path / "a.jsonl", row)))
+    assert "line 1" in str(error.value)

@@ -12,7 +12,7 @@ from tests import architectures
 from selftaught.specs import ModelSpec, Preference, Training
 from selftaught.train.batching import Encoded, encode
 from selftaught.train.loop import TrainJob
-from selftaught.types import Completion, Demonstration, Pair, Prompt
+from selftaught.types import Completion, Demonstration, Feedback, Pair, Prompt
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 "
 
@@ -86,3 +86,19 @@ def weights(model: Path) -> dict[str, torch.Tensor]:
 
     (file,) = model.glob("*.safetensors")
     return load_file(file)
+
+
+def feedback(count: int, seed: int = 0, steps: bool = True) -> list[Feedback]:
+    """Return random completions, some good, in steps of three characters, the last of them unlabelled now and then."""
+    draw, made = random.Random(seed), []
+    for _ in range(count):
+        asked = Prompt.from_text(text(draw, 2, 14))
+        answer = Completion(prompt_id=asked.id, k=0, text=text(draw, 1, 12))
+        spans = [(i, min(i + 3, len(answer.text))) for i in range(0, len(answer.text), 3)]
+        kept = spans[: max(1, len(spans) - draw.randint(0, 1))] if steps else []
+        labels = tuple((start, end, draw.random() < 0.6) for start, end in kept)
+        weight = draw.random()
+        made.append(
+            Feedback(prompt=asked, completion=answer, label=draw.random() < 0.5, step_labels=labels, weight=weight)
+        )
+    return made

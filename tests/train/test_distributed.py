@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.train import samples
 
-from selftaught.specs import Lora, ModelSpec
+from selftaught.specs import Lora, ModelSpec, StepKTO
 from selftaught.train.distributed import Ranks, join_ranks
 from selftaught.train.loop import train
 
@@ -71,6 +71,14 @@ def test_bf16(model, two, strategy, tmp_path):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_adapters(model, two, strategy, tmp_path):
     assert_same(two / f"{strategy}-adapter", one(model, tmp_path, lora=Lora(rank=2), max_steps=3), 1e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_reference_points_are_those_of_the_whole_batch(model, two, strategy, tmp_path):
+    told = {"examples": samples.feedback(9), "objective": StepKTO(beta=0.3, step_beta=0.7)}
+    train(samples.job(model, tmp_path, settings=samples.settings(), **told))
+    assert_same(two / f"{strategy}-feedback", tmp_path, 1e-4)
+    assert any(line["kl"] > 0 or line["step_kl"] > 0 for line in samples.metrics(tmp_path))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from tests.train import samples
 
-from selftaught.specs import Lora, ModelSpec
+from selftaught.specs import Lora, ModelSpec, StepKTO
 from selftaught.train.loop import train
 from selftaught.train.update import Updater
 
@@ -50,6 +50,9 @@ def main() -> None:
         train(samples.job(model, root / f"{strategy}-bf16", examples=pairs, settings=narrow))
         adapter = samples.settings(strategy=strategy, lora=Lora(rank=2), max_steps=3)
         train(samples.job(model, root / f"{strategy}-adapter", examples=pairs, settings=adapter))
+        told = {"examples": samples.feedback(9), "objective": StepKTO(beta=0.3, step_beta=0.7)}
+        halves = samples.settings(strategy=strategy, micro_batch_tokens=40)
+        train(samples.job(model, root / f"{strategy}-feedback", settings=halves, **told))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from selftaught import __version__
-from selftaught.cli import runs, verbs
+from selftaught.cli import judge, runs, verbs
 from selftaught.errors import InputError, SelftaughtError
 
 INTERRUPTED = 130
@@ -49,4 +49,5 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     runs.add_commands(commands)
     verbs.add_commands(commands)
+    judge.add_commands(commands)
     return parser

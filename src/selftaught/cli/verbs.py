@@ -1,5 +1,6 @@
 """The verbs alone: generate, score, select, train, evaluate."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from selftaught.cli.command import add_command, add_model, add_task, model_spec, open_lab, task_spec
 from selftaught.config import build, override
-from selftaught.specs import SFT, Evaluation, Preference, Sampling, Training
+from selftaught.errors import InputError, NothingToTrainOn
+from selftaught.specs import KTO, SFT, Evaluation, Preference, Sampling, StepKTO, Training
 
 if TYPE_CHECKING:
     from selftaught.lab import Lab
@@ -18,6 +20,8 @@ RULES = {
     "majority": ("selftaught.select.pairs:MajorityDemonstrations", "Demonstration"),
     "gold": ("selftaught.select.pairs:GoldPairs", "Pair"),
     "reward": ("selftaught.select.pairs:RewardPairs", "Pair"),
+    "thought": ("selftaught.select.thought_pairs:ThoughtPairs", "Pair"),
+    "rip": ("selftaught.select.rip:RipPairs", "Pair"),
 }
 
 
@@ -35,6 +39,22 @@ class PreferenceSettings:
 
     objective: Preference = field(default_factory=Preference)
     training: Training = field(default_factory=lambda: Training(lr=5e-7))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KTOSettings:
+    """What `train --objective kto` takes as --field value."""
+
+    objective: KTO = field(default_factory=KTO)
+    training: Training = field(default_factory=lambda: Training(lr=1e-6))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepKTOSettings:
+    """What `train --objective step_kto` takes as --field value."""
+
+    objective: StepKTO = field(default_factory=StepKTO)
+    training: Training = field(default_factory=lambda: Training(lr=1e-6))
 
 
 def add_commands(commands) -> None:
@@ -73,8 +93,9 @@ def add_commands(commands) -> None:
         takes_fields=True,
         example="selftaught select samples --rule consistency --k 8 --threshold 4",
     )
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("data", type=Path, help="a directory that score wrote to or, for --rule rip, a preference file")
     parser.add_argument("--rule", required=True, choices=tuple(RULES))
+    parser.add_argument("--out", type=Path, default=Path("runs/select"), help="where pairs kept of a file go")
 
     parser = add_command(
         commands,
@@ -88,7 +109,7 @@ def add_commands(commands) -> None:
         "data", type=Path, help="a directory that select wrote to, a stage, or a file in the ecosystem's columns"
     )
     add_model(parser)
-    parser.add_argument("--objective", required=True, choices=("sft", "dpo", "ipo"))
+    parser.add_argument("--objective", required=True, choices=("sft", "dpo", "ipo", "kto", "step_kto"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int)
 
@@ -148,11 +169,37 @@ def _select(arguments) -> None:
     function, row_type = RULES[arguments.rule]
     rule: Any = resolve(function)
     selector = build(rule, arguments.overrides)
-    with open_lab(arguments.directory, arguments) as lab:
+    if arguments.data.is_file():
+        _filter_file(arguments, selector)
+        return
+    if not arguments.data.is_dir():
+        raise InputError(f"{arguments.data} does not exist: give the --out of selftaught generate, or a file of pairs")
+    with open_lab(arguments.data, arguments) as lab:
         stage = lab.select(lab.run.read_groups(), selector, getattr(types, row_type))
         lab.run.write_state(selection=stage.path.name)
     for reason, count in stage.manifest["facts"]["counts"].items():
         print(f"{count:>8} dropped: {reason}")
+    print(f"{len(stage):>8} kept: {stage.path}")
+
+
+def _filter_file(arguments, rule: Any) -> None:
+    from selftaught.select.rip import filter_preferences
+    from selftaught.store.datafiles import read_pairs
+    from selftaught.types import Pair
+
+    if arguments.rule != "rip":
+        raise InputError(f"{arguments.data} is a file: --rule rip alone filters pairs that exist already")
+    found = filter_preferences(read_pairs(arguments.data), rule)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for reason, count in found.removed.items():
+        print(f"{count:>8} dropped: {reason}")
+    if not found.kept:
+        raise NothingToTrainOn(f"no row of {arguments.data} is kept: lower the quantiles or bounds")
+    with open_lab(arguments.out, arguments) as lab:
+        stage, used = lab.stage("select", Pair, found.kept), found.thresholds
+        lab.note("thresholds", bounds=used.bounds, samples=used.samples, prompts=used.prompts)
+        lab.run.write_state(selection=stage.path.name)
     print(f"{len(stage):>8} kept: {stage.path}")
 
 
@@ -161,6 +208,8 @@ def _train(arguments) -> None:
         "sft": SFTSettings(),
         "dpo": PreferenceSettings(),
         "ipo": PreferenceSettings(objective=Preference(loss="ipo")),
+        "kto": KTOSettings(),
+        "step_kto": StepKTOSettings(),
     }
     settings = override(kinds[arguments.objective], arguments.overrides)
     with open_lab(arguments.out, arguments) as lab:
@@ -172,12 +221,17 @@ def _train(arguments) -> None:
 
 def _examples(lab: "Lab", arguments) -> "Stage":
     """Return the examples to train on: those that `select` kept in a directory, a stage, or the rows of a file."""
-    from selftaught.store.datafiles import read_demonstrations, read_pairs
+    from selftaught.store.datafiles import read_demonstrations, read_feedback, read_pairs
     from selftaught.store.run import RunDirectory
-    from selftaught.types import Demonstration, Pair
+    from selftaught.types import Demonstration, Feedback, Pair
 
     data = RunDirectory(arguments.data).read_selection() if (arguments.data / "stages").is_dir() else arguments.data
-    row_type, read = (Demonstration, read_demonstrations) if arguments.objective == "sft" else (Pair, read_pairs)
+    kinds: dict[str, tuple[type, Any]] = {
+        "sft": (Demonstration, read_demonstrations),
+        "kto": (Feedback, read_feedback),
+        "step_kto": (Feedback, read_feedback),
+    }
+    row_type, read = kinds.get(arguments.objective, (Pair, read_pairs))
     return lab.stage("examples", row_type, list(read(data, arguments.limit)))
 
 

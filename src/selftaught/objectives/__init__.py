@@ -1,11 +1,13 @@
 """Objectives: (model, batch) -> terms of a loss, built from `specs`."""
 
-from selftaught.objectives.base import Baseline, Batch, LogpsFn, Objective, Term
+from selftaught.objectives.base import Baseline, Batch, LogpsFn, Objective, Steps, Term
+from selftaught.objectives.kto import KTOObjective
 from selftaught.objectives.preference import PreferenceObjective
 from selftaught.objectives.sft import SFTObjective
-from selftaught.specs import SFT, ObjectiveSpec, Preference
+from selftaught.objectives.step_kto import StepKTOObjective
+from selftaught.specs import KTO, SFT, ObjectiveSpec, Preference, StepKTO
 
-__all__ = ["Baseline", "Batch", "LogpsFn", "Objective", "Term", "build_objective"]
+__all__ = ["Baseline", "Batch", "LogpsFn", "Objective", "Steps", "Term", "build_objective"]
 
 
 def build_objective(spec: ObjectiveSpec) -> Objective:
@@ -15,4 +17,8 @@ def build_objective(spec: ObjectiveSpec) -> Objective:
             return SFTObjective(spec)
         case Preference():
             return PreferenceObjective(spec)
+        case KTO():
+            return KTOObjective(spec)
+        case StepKTO():
+            return StepKTOObjective(spec)
     raise TypeError(f"no objective for {type(spec).__name__}")

@@ -6,6 +6,35 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from selftaught.functional.nll import sequence_sums
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """The T labelled steps of a micro-batch's completions.
+
+    `owner` [M] is the step of each target, T where it has none; `labels` [T] are 1 where right, `example` [T] the
+    example of each step, `reference` [T] the reference's log-probs summed over each. `right` and `examples` are the
+    host's counts of right steps and of examples with steps.
+    """
+
+    owner: Tensor
+    labels: Tensor
+    example: Tensor
+    lengths: Tensor
+    reference: Tensor | None
+    right: int
+    examples: int
+
+    @property
+    def count(self) -> int:
+        """How many steps there are."""
+        return self.labels.shape[0]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return the sum of per-target `values` [M] over each step: [T]."""
+        return sequence_sums(values, self.owner, self.count + 1)[: self.count]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -17,6 +46,9 @@ class Batch:
     `inputs` are the model's keyword arguments; `layout` says how packed inputs split into rows for attention, None
     for ordinary padded rows. `example_weights` and `target_count` are the host's copies, for counts that are known
     before the forward pass.
+
+    Feedback also has `labels` [E], 1 where good (`example_labels` on the host), `steps`, and where an objective needs
+    it, `mismatched`: prompts of this batch, each with the completion of another.
     """
 
     inputs: Mapping[str, Tensor]
@@ -30,6 +62,10 @@ class Batch:
     example_ids: tuple[str, ...]
     example_weights: tuple[float, ...]
     target_count: int
+    labels: Tensor | None = None
+    example_labels: tuple[bool, ...] = ()
+    steps: Steps | None = None
+    mismatched: "Batch | None" = None
 
     @property
     def sequences(self) -> int:
@@ -49,7 +85,8 @@ class Term:
 
 
 LogpsFn = Callable[[Batch], Tensor]
-Baseline = Any
+Baseline = Tensor
+"""What `prepare` returned, added up over ranks."""
 
 
 class Objective(Protocol):
@@ -65,12 +102,21 @@ class Objective(Protocol):
         """Whether batches must hold the reference's log-probs."""
         ...
 
+    @property
+    def needs_mismatched(self) -> bool:
+        """Whether batches must hold prompts with completions of other prompts."""
+        ...
+
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return what each term is divided by, from host data alone; the loop sums it over the global batch."""
         ...
 
     def prepare(self, model: LogpsFn, batches: Sequence[Batch]) -> Baseline | None:
-        """Look at this rank's part of the global batch without gradients, before any of its forward passes."""
+        """Look at this rank's part of the global batch without gradients, before any update is computed from it.
+
+        Returns sums, which the loop adds up over ranks, or None where nothing is to be known beforehand. It makes the
+        same passes for every batch, and returns zeros for none.
+        """
         ...
 
     def __call__(self, model: LogpsFn, batch: Batch, baseline: Baseline | None) -> dict[str, Term]:

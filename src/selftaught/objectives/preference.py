@@ -32,6 +32,7 @@ class PreferenceObjective:
     spec: Preference
     terms = (*_LOSSES, *_REPORTED)
     needs_reference = True
+    needs_mismatched = False
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of pairs, or the sum of weights, for the losses, and the number of pairs for the rest."""

@@ -18,6 +18,7 @@ class SFTObjective:
     spec: SFT
     terms = ("nll_loss",)
     needs_reference = False
+    needs_mismatched = False
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of target tokens, or of completions."""

@@ -24,7 +24,15 @@ from selftaught.report.reading import Point, Run, StageLine, read_run
 ASSETS = Path(__file__).parent / "assets"
 MOST_GROUPS = 200
 SEED_ARM = "seed_model"
-TRAINING_METRICS = ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "grad_norm")
+TRAINING_METRICS = (
+    "loss",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "kl",
+    "grad_norm",
+)
 
 
 def build_report(run_dir: Path) -> Path:

@@ -24,6 +24,12 @@ from selftaught.types import (
 
 Row = TypeVar("Row")
 
+SCORES = {
+    "score_chosen": ("score_chosen", "chosen_score", "chosen_rating"),
+    "score_rejected": ("score_rejected", "rejected_score", "rejected_rating"),
+}
+"""The columns in which preference sets keep the scores of the two sides."""
+
 _TALK = (str, list)
 _ROLES = get_args(Message.__annotations__["role"])
 
@@ -45,26 +51,80 @@ def read_demonstrations(path: Path | str, limit: int | None = None) -> Iterator[
 
 
 def read_pairs(path: Path | str, limit: int | None = None) -> Iterator[Pair]:
-    """Yield pairs from columns `prompt`, `chosen` and `rejected`, with `weight` where it is there."""
+    """Yield pairs from columns `prompt`, `chosen` and `rejected`, with `weight` where it is there.
+
+    Scores of both sides, under any of the names in `SCORES`, become the pair's meta `score_chosen` and
+    `score_rejected`.
+    """
 
     def row(record: Record) -> Pair:
-        prompt = _prompt(record, ("chosen", "rejected", "weight"))
+        taken = ("chosen", "rejected", "weight", *SCORES["score_chosen"], *SCORES["score_rejected"])
+        prompt = _prompt(record, taken)
         chosen, rejected = (_completion(record, prompt, name, k) for k, name in enumerate(("chosen", "rejected")))
-        return Pair(prompt=prompt, chosen=chosen, rejected=rejected, weight=float(record.fields.get("weight", 1.0)))
+        weight = float(record.fields.get("weight", 1.0))
+        return Pair(prompt=prompt, chosen=chosen, rejected=rejected, weight=weight, meta=_scores(record))
 
-    required = {"prompt": _TALK, "chosen": _TALK, "rejected": _TALK}
-    return _read(Pair, path, required, {"weight": float}, row, limit)
+    scores: Fields = dict.fromkeys((name for names in SCORES.values() for name in names), float)
+    required: Fields = {"prompt": _TALK, "chosen": _TALK, "rejected": _TALK}
+    return _read(Pair, path, required, {"weight": float, **scores}, row, limit)
 
 
-def read_feedback(path: Path | str, limit: int | None = None) -> Iterator[Feedback]:
-    """Yield feedback from columns `prompt`, `completion` and `label`."""
+def read_feedback(path: Path | str, limit: int | None = None, separator: str = "\n") -> Iterator[Feedback]:
+    """Yield feedback from columns `prompt`, `completion` and `label`, or `prompt`, `completions` and `labels`.
+
+    `completions` are the steps of one completion and `labels` theirs (true, false, or null where unknown). Where both
+    forms are there, the steps are looked for in `completion`; where there is no `completion`, they are joined with
+    `separator`. Without a `label`, a completion is good where all labels of its steps are true.
+    """
 
     def row(record: Record) -> Feedback:
-        prompt = _prompt(record, ("completion", "label"))
+        prompt = _prompt(record, ("completion", "label", "completions", "labels"))
+        steps = _given_steps(record)
+        if steps and "completion" not in record.fields:
+            record.fields["completion"] = separator.join(text for text, _ in steps)
         completion = _completion(record, prompt, "completion", 0)
-        return Feedback(prompt=prompt, completion=completion, label=record.fields["label"])
+        return Feedback(
+            prompt=prompt,
+            completion=completion,
+            label=record.fields.get("label", all(label for _, label in steps)),
+            step_labels=_placed(record, completion.text, steps),
+        )
 
-    return _read(Feedback, path, {"prompt": _TALK, "completion": _TALK, "label": bool}, {}, row, limit)
+    optional: Fields = {"completion": _TALK, "label": bool, "completions": list, "labels": list}
+    return _read(Feedback, path, {"prompt": _TALK}, optional, row, limit)
+
+
+def _given_steps(record: Record) -> list[tuple[str, bool | None]]:
+    fields, found = record.fields, ", ".join(record.fields)
+    if "completions" not in fields and "labels" not in fields:
+        if "completion" not in fields or "label" not in fields:
+            raise InputError(f"{record.where}: fields {found}; give completion and label, or completions and labels")
+        return []
+    steps, labels = fields.get("completions"), fields.get("labels")
+    if not isinstance(steps, list) or not isinstance(labels, list) or not steps or len(steps) != len(labels):
+        raise InputError(f"{record.where}: completions and labels must be two lists of equal length, one label a step")
+    for i, (step, label) in enumerate(zip(steps, labels, strict=True)):
+        if not isinstance(step, str) or not step or not isinstance(label, bool | None):
+            raise InputError(
+                f"{record.where}: step {i} = {step!r:.60}, {label!r:.20}: give text and true, false or null"
+            )
+    if "label" not in fields and None in labels:
+        raise InputError(f"{record.where}: without a label every step must have one; add label, true or false")
+    return list(zip(steps, labels, strict=True))
+
+
+def _placed(record: Record, text: str, steps: list[tuple[str, bool | None]]) -> tuple[tuple[int, int, bool], ...]:
+    spans, at = [], 0
+    for i, (step, label) in enumerate(steps):
+        start = text.find(step, at)
+        if start < 0:
+            raise InputError(
+                f"{record.where}: step {i} = {step!r:.60} is not in the completion after the one before it"
+            )
+        at = start + len(step)
+        if label is not None:
+            spans.append((start, at, label))
+    return tuple(spans)
 
 
 def _read(
@@ -117,6 +177,14 @@ def _completion(record: Record, prompt: Prompt, name: str, k: int) -> Completion
             raise InputError(f"{record.where}: {name!r} has {len(turns)} messages; give one, with role assistant")
         value = turns[0].content
     return Completion(prompt_id=prompt.id, k=k, text=value, id=content_id("given", prompt.id, k, value))
+
+
+def _scores(record: Record) -> dict[str, float]:
+    found = {side: [record.fields[n] for n in names if n in record.fields] for side, names in SCORES.items()}
+    for side, values in found.items():
+        if len(values) > 1:
+            raise InputError(f"{record.where}: two columns hold the {side} ({', '.join(SCORES[side])}); keep one")
+    return {side: float(values[0]) for side, values in found.items() if values}
 
 
 def _messages(record: Record, name: str) -> tuple[Message, ...]:

@@ -40,6 +40,41 @@ def _gsm8k(spec: TaskSpec) -> Task:
     return _build(GSM8K, _options(spec) | ({"data": spec.data} if spec.data else {}))
 
 
+def _list_ops(spec: TaskSpec) -> Task:
+    from selftaught.tasks.list_ops import ListOps
+
+    _refuse(spec, "data", "answer", "verifier")
+    return _build(ListOps, _options(spec))
+
+
+def _thought_chains(spec: TaskSpec) -> Task:
+    from selftaught.tasks.thought_chains import ThoughtChains
+
+    _refuse(spec, "data", "answer", "verifier")
+    return _build(ThoughtChains, _options(spec))
+
+
+def _personas(spec: TaskSpec) -> Task:
+    from selftaught.tasks.personas import Personas
+
+    _refuse(spec, "data", "answer", "verifier")
+    return _build(Personas, _options(spec))
+
+
+def _stories(spec: TaskSpec) -> Task:
+    from selftaught.tasks.stories import Stories
+
+    _refuse(spec, "data", "answer", "verifier")
+    return _build(Stories, _options(spec))
+
+
+def _side_steps(spec: TaskSpec) -> Task:
+    from selftaught.tasks.side_steps import SideSteps
+
+    _refuse(spec, "data", "answer", "verifier")
+    return _build(SideSteps, _options(spec))
+
+
 def _user(spec: TaskSpec) -> Task:
     from selftaught.tasks.user import UserTask
 
@@ -67,4 +102,13 @@ def _refuse(spec: TaskSpec, *fields: str) -> None:
             )
 
 
-_BUILDERS: dict[str, Callable[[TaskSpec], Task]] = {"chains": _chains, "gsm8k": _gsm8k, "user": _user}
+_BUILDERS: dict[str, Callable[[TaskSpec], Task]] = {
+    "chains": _chains,
+    "gsm8k": _gsm8k,
+    "list_ops": _list_ops,
+    "personas": _personas,
+    "side_steps": _side_steps,
+    "stories": _stories,
+    "thought_chains": _thought_chains,
+    "user": _user,
+}

@@ -8,17 +8,22 @@ import numpy as np
 import torch
 
 from selftaught.errors import InputError
-from selftaught.objectives.base import Batch
+from selftaught.objectives.base import Batch, Steps
+from selftaught.text.steps import Span, check_spans, token_starts, token_steps
 from selftaught.text.templates import encode_completion, encode_prompt
 from selftaught.train.layout import Layout, make_layout
-from selftaught.types import Completion, Example, Pair
+from selftaught.types import Completion, Example, Feedback, Pair
 
 Ids = np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """An example as ids: its prompt, its completions in order (chosen before rejected), and what the loss needs."""
+    """An example as ids: its prompt, its completions in order (chosen before rejected), and what the loss needs.
+
+    Feedback has a `label`; `steps` holds the number of each token's labelled step, from 1 to S and 0 outside of them,
+    `step_labels` and `step_spans` (in characters of the text) are the steps' own.
+    """
 
     id: str
     weight: float
@@ -27,6 +32,15 @@ class Encoded:
     completion_ids: tuple[str, ...]
     finished: tuple[bool, ...]
     retokenised: int
+    label: bool | None = None
+    steps: Ids | None = None
+    step_labels: tuple[bool, ...] = ()
+    step_spans: tuple[Span, ...] = ()
+
+    @property
+    def step_keys(self) -> tuple[str, ...]:
+        """The names under which the reference keeps the log-prob of each step."""
+        return tuple(reference_key(self.completion_ids[0], span) for span in self.step_spans)
 
     @property
     def tokens(self) -> int:
@@ -37,6 +51,11 @@ class Encoded:
     def longest(self) -> int:
         """Tokens of the prompt with its longest completion, the last token included."""
         return len(self.prompt) + max(len(c) for c in self.completions)
+
+
+def reference_key(completion_id: str, span: Span | None) -> str:
+    """Return the name under which the reference keeps the log-prob of a completion or, given a span, of its step."""
+    return completion_id if span is None else f"{completion_id}[{span[0]}:{span[1]}]"
 
 
 def completions_of(example: Example) -> tuple[Completion, ...]:
@@ -74,7 +93,55 @@ def _encode_one(tokenizer: Any, example: Example, template: str, fingerprint: st
         completion_ids=tuple(c.id for c in rows),
         finished=tuple(c.finish == "stop" for c in rows),
         retokenised=sum(again),
+        **(_feedback_fields(tokenizer, example, ids[0]) if isinstance(example, Feedback) else {}),
     )
+
+
+def _feedback_fields(tokenizer: Any, example: Feedback, ids: Sequence[int]) -> dict[str, Any]:
+    """Return label and steps; a step that has no token of its own, being part of a neighbour's, is left out."""
+    if not example.step_labels:
+        return {"label": example.label}
+    text, spans = example.completion.text, [(start, end) for start, end, _ in example.step_labels]
+    check_spans(spans, text, f"example {example.id}")
+    starts = token_starts(tokenizer, ids, text)
+    if starts is None:
+        raise InputError(
+            f"example {example.id}: the tokens of completion {example.completion.id} do not spell its text, so steps "
+            "have no place in them: leave its step labels out"
+        )
+    numbers = np.asarray(token_steps(starts, text, spans), dtype=np.int64)
+    kept, renumbered = np.unique(numbers, return_inverse=True)
+    found = [int(number) - 1 for number in kept if number]
+    return {
+        "label": example.label,
+        "steps": renumbered + (0 if kept[0] == 0 else 1),
+        "step_labels": tuple(example.step_labels[h][2] for h in found),
+        "step_spans": tuple(spans[h] for h in found),
+    }
+
+
+def as_steps(example: Encoded) -> list[Encoded]:
+    """Return every labelled step as an example of its own: what precedes it belongs to its prompt."""
+    completion, steps = example.completions[0], example.steps
+    if steps is None:
+        return []
+    parts = []
+    for number, (key, label) in enumerate(zip(example.step_keys, example.step_labels, strict=True), 1):
+        places = np.flatnonzero(steps == number)
+        first, last = int(places[0]), int(places[-1])
+        parts.append(
+            Encoded(
+                id=f"{example.id}[{number}]",
+                weight=example.weight,
+                prompt=np.concatenate([example.prompt, completion[:first]]),
+                completions=(completion[first : last + 1],),
+                completion_ids=(key,),
+                finished=(False,),
+                retokenised=0,
+                label=label,
+            )
+        )
+    return parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,11 +200,16 @@ def separate_rows(example: Encoded) -> list[Row]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """An example with its rows and, for objectives that need it, the reference's summed log-probs."""
+    """An example with its rows and, for objectives that need them, the reference's summed log-probs.
+
+    `mismatched` is its prompt with the completion of another example of the global batch.
+    """
 
     example: Encoded
     rows: tuple[Row, ...]
     reference: tuple[float, ...] | None = None
+    step_reference: tuple[float, ...] = ()
+    mismatched: "Item | None" = None
 
     @property
     def width(self) -> int:
@@ -156,18 +228,19 @@ def make_items(examples: Sequence[Encoded], tree: bool) -> list[Item]:
 
 
 def with_reference(item: Item, reference: Mapping[str, float]) -> Item:
-    """Return `item` with its completions' reference log-probs.
+    """Return `item` with the reference log-probs of its completions and their labelled steps.
 
     Raises:
-        InputError: there is none for a completion; names it.
+        InputError: there is none for a completion or a step; names it.
     """
-    ids = item.example.completion_ids
-    missing = [name for name in ids if reference.get(name) is None]
+    ids, keys = item.example.completion_ids, item.example.step_keys
+    missing = [name for name in (*ids, *keys) if reference.get(name) is None]
     if missing:
         raise InputError(
             f"example {item.example.id}: completion {missing[0]} has no reference log-prob: compute the reference again"
         )
-    return replace(item, reference=tuple(reference[name] for name in ids))
+    own, steps = (tuple(reference[name] for name in names) for names in (ids, keys))
+    return replace(item, reference=own, step_reference=steps)
 
 
 def micro_batches(items: Sequence[Item], budget: int, packed: bool) -> list[list[Item]]:
@@ -248,6 +321,9 @@ def collate(items: Sequence[Item], *, packed: bool, pad_id: int, device: torch.d
     lengths = np.array([len(c) for i in items for c in i.example.completions], dtype=np.float32)
     weights = tuple(i.example.weight for i in items)
     reference = [value for item in items for value in item.reference or ()]
+    told = items[0].example.label is not None
+    labels = tuple(bool(i.example.label) for i in items) if told else ()
+    foreign = sorted((i.mismatched for i in items if i.mismatched), key=lambda i: -i.width)
     return Batch(
         inputs=inputs,
         layout=layout,
@@ -260,6 +336,35 @@ def collate(items: Sequence[Item], *, packed: bool, pad_id: int, device: torch.d
         example_ids=tuple(i.example.id for i in items),
         example_weights=weights,
         target_count=len(sources),
+        labels=torch.tensor(labels, dtype=torch.float32) if told else None,
+        example_labels=labels,
+        steps=_collate_steps(items) if told else None,
+        mismatched=collate(foreign, packed=packed, pad_id=pad_id) if foreign else None,
+    )
+
+
+def _collate_steps(items: Sequence[Item]) -> Steps:
+    """Return the steps of examples of one completion each, whose targets thus lie in the order of the examples."""
+    examples = [i.example for i in items]
+    counts = [len(e.step_labels) for e in examples]
+    before = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    none = sum(counts)
+    owner = np.concatenate(
+        [
+            np.full(len(e.completions[0]), none) if e.steps is None else np.where(e.steps > 0, e.steps - 1 + b, none)
+            for e, b in zip(examples, before, strict=True)
+        ]
+    )
+    labels = [label for e in examples for label in e.step_labels]
+    reference = [value for i in items for value in i.step_reference]
+    return Steps(
+        owner=torch.from_numpy(owner.astype(np.int64)),
+        labels=torch.tensor(labels, dtype=torch.float32),
+        example=torch.from_numpy(np.repeat(np.arange(len(items)), counts)),
+        lengths=torch.from_numpy(np.bincount(owner, minlength=none + 1)[:none].astype(np.float32)),
+        reference=torch.tensor(reference, dtype=torch.float32) if len(reference) == none else None,
+        right=sum(labels),
+        examples=sum(count > 0 for count in counts),
     )
 
 
@@ -271,7 +376,21 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     moved = {n: getattr(batch, n).to(device) for n in ("sources", "targets", "owner", "lengths", "weights")}
     reference = None if batch.reference is None else batch.reference.to(device)
     inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-    return replace(batch, inputs=inputs, layout=layout, reference=reference, **moved)
+    return replace(
+        batch,
+        inputs=inputs,
+        layout=layout,
+        reference=reference,
+        labels=None if batch.labels is None else batch.labels.to(device),
+        steps=None if batch.steps is None else _steps_to(batch.steps, device),
+        mismatched=None if batch.mismatched is None else to_device(batch.mismatched, device),
+        **moved,
+    )
+
+
+def _steps_to(steps: Steps, device: torch.device) -> Steps:
+    moved = {name: getattr(steps, name).to(device) for name in ("owner", "labels", "example", "lengths")}
+    return replace(steps, reference=None if steps.reference is None else steps.reference.to(device), **moved)
 
 
 def _places(widths: Ids, width: int) -> Ids:

@@ -2,15 +2,16 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from selftaught.errors import NothingToTrainOn
+from selftaught.errors import InputError, NothingToTrainOn
 from selftaught.models.load import context_length, load_config, tokenizer_fingerprint
-from selftaught.specs import ModelSpec, Training
+from selftaught.specs import KTO, ModelSpec, ObjectiveSpec, StepKTO, Training
 from selftaught.store.stage import open_stage
 from selftaught.text.templates import end_token_ids
-from selftaught.train.batching import Encoded, encode
+from selftaught.train.batching import Encoded, as_steps, encode
 from selftaught.train.preview import check_ends, preview
 from selftaught.types import Example
 
@@ -46,6 +47,28 @@ def prepare_examples(
     if show:
         _show(encoded, kept, limit, tokenizer)
     return kept
+
+
+def for_objective(spec: ObjectiveSpec, examples: list[Encoded]) -> list[Encoded]:
+    """Return the examples as `spec` trains on them: with their steps, without, or every step as an example.
+
+    Raises:
+        InputError: KTO got examples without labels, or no labelled step where it needs some.
+    """
+    if not isinstance(spec, KTO | StepKTO):
+        return examples
+    name = type(spec).__name__
+    for example in examples:
+        if example.label is None:
+            raise InputError(f"example {example.id} has no label: {name} trains on Feedback rows, good or bad")
+    per_step = isinstance(spec, KTO) and spec.per_step
+    if (per_step or isinstance(spec, StepKTO)) and not any(e.step_labels for e in examples):
+        raise InputError(f"none of {len(examples)} examples has step labels: {name} needs some; objective KTO does not")
+    if per_step:
+        return [part for example in examples for part in as_steps(example)]
+    if isinstance(spec, KTO):
+        return [replace(e, steps=None, step_labels=(), step_spans=()) for e in examples]
+    return examples
 
 
 def read_examples(examples: Path | Sequence[Example]) -> Sequence[Example]:

@@ -4,8 +4,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,10 +19,11 @@ from selftaught.store.stage import open_stage
 from selftaught.train.batching import Item, make_items, with_reference
 from selftaught.train.checkpoint import load_checkpoint, save_checkpoint, whole_directory
 from selftaught.train.distributed import Ranks, join_ranks
-from selftaught.train.examples import prepare_examples
+from selftaught.train.examples import for_objective, prepare_examples
 from selftaught.train.memory import keep_freed_memory
+from selftaught.train.mismatched import mismatched_reference, with_mismatched
 from selftaught.train.precision import fast_fp32_matmul
-from selftaught.train.reference import stored_reference
+from selftaught.train.reference import all_logps, read_reference, stored
 from selftaught.train.schedule import batch_indices, learning_rate, steps_per_epoch, total_steps
 from selftaught.train.setup import Prepared, prepare
 from selftaught.train.trackers import Metrics
@@ -33,8 +35,9 @@ from selftaught.types import Example, content_id
 class TrainJob:
     """One training stage: what to train, on what, towards what, and where to put it.
 
-    `examples` is a stage directory or rows. `reference` maps completion ids to summed log-probs, or is a stage of
-    scores; None lets the untrained model compute them.
+    `examples` is a stage directory or rows. `reference` maps completion ids to summed log-probs (and the steps' names,
+    as `batching.reference_key` makes them, to theirs), or is a stage of scores; None lets the untrained model compute
+    them.
     """
 
     model: ModelSpec
@@ -70,6 +73,7 @@ def _train(job: TrainJob, ranks: Ranks) -> None:
     settings = job.settings
     tokenizer = load_tokenizer(job.model)
     encoded = prepare_examples(job.model, job.examples, settings, tokenizer, show=ranks.rank == 0)
+    encoded = for_objective(job.objective, encoded)
     objective = build_objective(job.objective)
     prepared = prepare(job.model, settings, ranks, tokenizer.pad_token_id)
     weights = prepared.weights
@@ -77,6 +81,8 @@ def _train(job: TrainJob, ranks: Ranks) -> None:
     if objective.needs_reference:
         reference = _reference(job, prepared, items, ranks)
         items = [with_reference(item, reference) for item in items]
+    longest = max(item.example.longest for item in items)
+    foreign = _mismatched(job, prepared, items, longest, ranks) if objective.needs_mismatched else None
     optimizer = torch.optim.AdamW(weights.masters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
     updater = Updater(
         policy=prepared.policy,
@@ -89,19 +95,39 @@ def _train(job: TrainJob, ranks: Ranks) -> None:
     )
     # Every rank draws its own adapter dropout.
     torch.manual_seed(job.seed + ranks.rank)
-    _run(job, updater, items, tokenizer)
+    _run(
+        job,
+        updater,
+        items,
+        tokenizer,
+        partial(with_mismatched, reference=foreign, longest=longest) if foreign else list,
+    )
     _export(job, updater, tokenizer, job.out / "model")
 
 
 def _reference(job: TrainJob, prepared: Prepared, items: Sequence[Item], ranks: Ranks) -> Mapping[str, float]:
     if isinstance(job.reference, Path):
-        return {score.completion_id: score.value for score in open_stage(job.reference)}
+        return read_reference(open_stage(job.reference))
     if job.reference is not None:
         return job.reference
-    return stored_reference(job.out, prepared, items, job.settings.micro_batch_tokens, ranks)
+    compute = partial(all_logps, prepared, items, job.settings.micro_batch_tokens, ranks)
+    return stored(job.out / "reference", compute, ranks)
 
 
-def _run(job: TrainJob, updater: Updater, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> None:
+def _mismatched(
+    job: TrainJob, prepared: Prepared, items: Sequence[Item], longest: int, ranks: Ranks
+) -> Mapping[str, float]:
+    compute = partial(mismatched_reference, prepared, items, job.settings, job.seed, longest, ranks)
+    return stored(job.out / "reference-mismatched", compute, ranks)
+
+
+def _run(
+    job: TrainJob,
+    updater: Updater,
+    items: Sequence[Item],
+    tokenizer: PreTrainedTokenizerBase,
+    complete: Callable[[Sequence[Item]], Sequence[Item]],
+) -> None:
     settings, ranks = job.settings, updater.ranks
     fingerprint = _fingerprint(job, items, ranks.world)
     total, per_epoch = total_steps(len(items), settings), steps_per_epoch(len(items), settings.batch_size)
@@ -113,7 +139,7 @@ def _run(job: TrainJob, updater: Updater, items: Sequence[Item], tokenizer: PreT
     metrics = Metrics(job.out, settings.trackers, state["metrics_bytes"] if state else 0) if ranks.rank == 0 else None
     for step in range(start, total):
         began = time.perf_counter()
-        chosen = [items[i] for i in batch_indices(step, len(items), settings, job.seed)]
+        chosen = complete([items[i] for i in batch_indices(step, len(items), settings, job.seed)])
         values = updater.update(chosen, step, learning_rate(step, total, settings))
         tokens += sum(item.example.tokens for item in chosen)
         done = step + 1
@@ -155,7 +181,10 @@ def _fingerprint(job: TrainJob, items: Sequence[Item], world: int) -> str:
     settings = {k: v for k, v in asdict(job.settings).items() if k not in ("trackers", "checkpoint_every")}
     digest = hashlib.blake2b(digest_size=16)
     for item in items:
-        digest.update(f"{item.example.id} {item.example.weight!r} {item.reference}\n".encode())
+        digest.update(f"{item.example.id} {item.example.weight!r} {item.reference}".encode())
+        if item.example.label is not None:
+            digest.update(f" {item.example.label} {item.example.step_labels} {item.step_reference}".encode())
+        digest.update(b"\n")
     return content_id(
         asdict(job.model),
         type(job.objective).__name__,

@@ -1,7 +1,7 @@
 """Reference log-probs: what a model said of each completion before training, computed once, as a stage of its own."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,8 @@ from selftaught.functional.nll import sequence_sums
 from selftaught.models.load import load_tokenizer
 from selftaught.specs import ModelSpec, Training
 from selftaught.store.stage import write_shard
-from selftaught.train.batching import Batcher, Item, make_items
+from selftaught.text.steps import Span
+from selftaught.train.batching import Batcher, Encoded, Item, make_items, reference_key
 from selftaught.train.checkpoint import whole_directory
 from selftaught.train.distributed import Ranks, join_ranks
 from selftaught.train.examples import prepare_examples
@@ -35,6 +36,8 @@ def reference_shards(
 ) -> None:
     """Write the `missing` shards of a stage of `Score` rows: the log-prob of every completion of `examples`.
 
+    A labelled step of feedback has a row of its own, with its span.
+
     Under torchrun all ranks share each shard, and rank 0 writes it. `stage_key` and `seed` have no influence.
     """
     ranks = join_ranks()
@@ -47,6 +50,7 @@ def reference_shards(
 def reference_logps(model: ModelSpec, examples: Path | Sequence[Example], settings: Training) -> list[Score]:
     """Return the summed log-prob (nats) of every completion of `examples` under `model`, as scores "logps/ref".
 
+    Each labelled step has a score as well, with its span.
     Of `settings` it takes what the numbers may depend on: `max_length`, precision, strategy, batches and adapter.
     """
     ((_, scores),) = _scored_parts(model, examples, settings, 1, [0], join_ranks())
@@ -68,20 +72,34 @@ def _scored_parts(
         items = make_items(encoded, tree=prepared.tree)
         for part in wanted:
             start, stop = (len(items) * i // parts for i in (part, part + 1))
-            logps = _all_logps(prepared, items[start:stop], settings.micro_batch_tokens, ranks)
-            yield part, [Score(completion_id=name, scorer=SCORER, value=value) for name, value in logps.items()]
+            logps = all_logps(prepared, items[start:stop], settings.micro_batch_tokens, ranks)
+            yield part, list(_scores(encoded[start:stop], logps))
 
 
-def stored_reference(
-    out: Path, prepared: Prepared, items: Sequence[Item], budget: int, ranks: Ranks
-) -> Mapping[str, float]:
-    """Return the untrained policy's log-probs of all completions, for a training that was given none.
+def _scores(examples: Sequence[Encoded], logps: Mapping[str, float]) -> Iterator[Score]:
+    written: set[str] = set()
+    for example in examples:
+        rows: list[tuple[str, Span | None]] = [(name, None) for name in example.completion_ids]
+        rows += [(example.completion_ids[0], span) for span in example.step_spans]
+        for name, span in rows:
+            key = reference_key(name, span)
+            if key not in written:
+                written.add(key)
+                yield Score(completion_id=name, scorer=SCORER, value=logps[key], span=span)
 
-    All ranks compute them together at the first call, and leave them in `out`/reference; later calls read them there.
+
+def read_reference(scores: Iterable[Score]) -> dict[str, float]:
+    """Return log-probs by the names of completions and their steps from the scores of a reference stage."""
+    return {reference_key(s.completion_id, s.span): s.value for s in scores if s.value is not None}
+
+
+def stored(path: Path, compute: Callable[[], Mapping[str, float]], ranks: Ranks) -> Mapping[str, float]:
+    """Return log-probs under the untrained policy, for a training that was given none of them.
+
+    All ranks compute them together at the first call, and leave them in `path`; later calls read them there.
     """
-    path = out / "reference"
     if not path.is_dir():
-        logps = _all_logps(prepared, items, budget, ranks)
+        logps = compute()
         if ranks.rank == 0:
             with whole_directory(path) as aside:
                 (aside / "logps.json").write_text(json.dumps(logps))
@@ -89,23 +107,34 @@ def stored_reference(
     return json.loads((path / "logps.json").read_text())
 
 
-def _all_logps(prepared: Prepared, items: Sequence[Item], budget: int, ranks: Ranks) -> dict[str, float]:
-    """Return {completion id: log-prob} in the order of `items`; every rank computes a part and gets the whole."""
+def all_logps(prepared: Prepared, items: Sequence[Item], budget: int, ranks: Ranks) -> dict[str, float]:
+    """Return {name: log-prob} of completions and steps, in the order of `items`; all ranks compute and get the whole.
+
+    The names are those of `reference_key`.
+    """
     prepared.policy.eval()
     mine = dict(summed_logps(prepared.policy, items, prepared.batcher, budget))
     prepared.policy.train()
     merged = {name: value for part in ranks.collect(mine) for name, value in part.items()}
-    return {name: merged[name] for item in items for name in item.example.completion_ids}
+    return {name: merged[name] for item in items for name in _names(item)}
+
+
+def _names(item: Item) -> tuple[str, ...]:
+    return (*item.example.completion_ids, *item.example.step_keys)
 
 
 @torch.no_grad()
 def summed_logps(
     policy: TargetLogps, items: Sequence[Item], batcher: Batcher, budget: int
 ) -> Iterator[tuple[str, float]]:
-    """Yield (completion id, log-prob in nats summed over its targets in float32) for this rank's share of `items`."""
+    """Yield (name, log-prob in nats summed in float32) of completions and steps for this rank's share of `items`."""
     for part in batcher.split(items, budget):
         batch = batcher.collate(part)
-        sums = sequence_sums(policy(batch), batch.owner, batch.sequences)
+        logps = policy(batch)
+        sums = sequence_sums(logps, batch.owner, batch.sequences)
         yield from zip((c for item in part for c in item.example.completion_ids), sums.tolist(), strict=True)
+        if batch.steps is not None:
+            names = (name for item in part for name in item.example.step_keys)
+            yield from zip(names, batch.steps.sums(logps).tolist(), strict=True)
     for _ in range(batcher.idle_passes(items, budget)):
         policy(batcher.collate(items[:1]))

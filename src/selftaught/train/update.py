@@ -1,20 +1,22 @@
 """One optimizer update over a global batch, however it is split into micro-batches and over ranks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from selftaught.errors import InputError, TrainingDiverged
-from selftaught.objectives.base import Batch, Objective, Term
+from selftaught.objectives.base import Baseline, Batch, Objective, Term
 from selftaught.specs import Training
 from selftaught.train.batching import Batcher, Item, micro_batches
 from selftaught.train.distributed import Ranks, split_like, whole
 from selftaught.train.forward import TargetLogps
 from selftaught.train.precision import Weights
+
+Result = TypeVar("Result")
 
 
 @dataclass(kw_only=True)
@@ -42,17 +44,12 @@ class Updater:
             TrainingDiverged: the loss or the gradient norm is not finite; the weights are left as they were.
             InputError: one example alone does not fit into memory.
         """
-        counts = self._counts(self._batches(items))
-        while True:
-            batches = self._batches(items)
-            try:
-                losses, totals = self._accumulate(batches, counts, items)
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not self.may_halve or not is_out_of_memory(error):
-                    raise
-                reason = str(error).splitlines()[0] if str(error) else "out of memory"
-            self._halve(items, reason)
+        batches = self._batches(items)
+        counts = self._counts(batches)
+        batches, baseline = self._baseline(batches, items)
+        batches, (losses, totals) = self._in_memory(
+            batches, items, lambda batches: self._accumulate(batches, counts, items, baseline)
+        )
         metrics = self._finish(batches, losses, totals, counts, step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -60,11 +57,37 @@ class Updater:
         self.weights.publish()
         return {**metrics, "learning_rate": lr}
 
+    def _in_memory(
+        self, batches: list[Batch], items: Sequence[Item], run: Callable[[list[Batch]], Result]
+    ) -> tuple[list[Batch], Result]:
+        """Return `batches` and `run` on them or, where memory runs out, smaller micro-batches of `items` and that."""
+        while True:
+            try:
+                return batches, run(batches)
+            except (RuntimeError, MemoryError) as error:
+                if not self.may_halve or not is_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0] if str(error) else "out of memory"
+            self._halve(items, reason)
+            batches = self._batches(items)
+
+    def _baseline(self, batches: list[Batch], items: Sequence[Item]) -> tuple[list[Batch], Baseline | None]:
+        """Return the micro-batches, and what the objective wants to know of the whole global batch beforehand."""
+        batches, sums = self._in_memory(batches, items, lambda batches: self.objective.prepare(self.policy, batches))
+        if sums is None:
+            return batches, None
+        if idle := self.batcher.idle_passes(items, self.budget):
+            self.objective.prepare(self.policy, [self.batcher.collate(items[:1])] * idle)
+        return batches, self.ranks.add_up(sums.to(self.ranks.device))
+
     def _accumulate(
-        self, batches: list[Batch], counts: dict[str, float], items: Sequence[Item]
+        self,
+        batches: list[Batch],
+        counts: dict[str, float],
+        items: Sequence[Item],
+        baseline: Baseline | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         self.weights.clear()
-        baseline = self.objective.prepare(self.policy, batches)
         totals = torch.zeros(len(counts), device=self.ranks.device)
         losses = []
         for batch in batches:
@@ -117,7 +140,9 @@ class Updater:
         values = torch.cat([torch.stack([loss, norm.to(loss.dtype)]), self.ranks.add_up(totals)]).tolist()
         if not (math.isfinite(values[0]) and math.isfinite(values[1])):
             raise TrainingDiverged(self._divergence(step, batches, own, values))
-        means = {n: v / c if c else 0.0 for (n, c), v in zip(counts.items(), values[2:], strict=True)}
+        means = {n: v / c for (n, c), v in zip(counts.items(), values[2:], strict=True) if c}
+        if {"rewards/chosen", "rewards/rejected"} <= means.keys():
+            means.setdefault("rewards/margins", means["rewards/chosen"] - means["rewards/rejected"])
         return {"loss": values[0], "grad_norm": values[1], **means}
 
     def _batches(self, items: Sequence[Item]) -> list[Batch]:

@@ -1,0 +1,105 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests import architectures
+
+from selftaught.errors import InputError
+from selftaught.text.steps import Segmentation, check_spans, cover, token_starts, token_steps
+
+HOSTILE = st.text(alphabet=st.sampled_from("ab \n\t.?!:#1$\\Step\u2028é🎈"), max_size=60)
+
+
+def pieces(text: str, **options) -> list[str]:
+    return [text[a:b] for a, b in Segmentation(**options)(text)]
+
+
+def test_blank_lines_and_numbers_end_steps_and_separators_belong_to_the_step_before():
+    assert pieces("one\n\ntwo\n \n\nthree\n") == ["one\n\n", "two\n \n\n", "three\n"]
+    assert pieces("Step 1: a\nStep 2: b\nc") == ["Step 1: a\n", "Step 2: b\nc"]
+    assert pieces("\n\na") == ["\n\na"]
+    assert pieces("") == [] and pieces(" ") == [" "] and pieces("abc") == ["abc"]
+
+
+def test_the_final_answer_is_a_step_of_its_own_or_attached():
+    text = "a = 1.\n\nSo b = 2. The answer is 2."
+    assert pieces(text) == ["a = 1.\n\n", "So b = 2. ", "The answer is 2."]
+    assert pieces(text, answer_step="attached") == ["a = 1.\n\n", "So b = 2. The answer is 2."]
+    apart = "a = 1\n\n\\boxed{1}"
+    assert pieces(apart) == ["a = 1\n\n", "\\boxed{1}"]
+    assert pieces(apart, answer_step="attached") == [apart]
+
+
+def test_any_separator():
+    assert pieces("b=1;c=2;#3", separator=";", answer="#") == ["b=1;", "c=2;", "#3"]
+    with pytest.raises(InputError, match=r"separator='\(' is no regular expression"):
+        Segmentation(separator="(")
+
+
+@given(HOSTILE, st.sampled_from(["own", "attached"]))
+def test_steps_cover_any_text_once_and_none_is_blank(text, answer_step):
+    found = pieces(text, answer_step=answer_step)
+    assert "".join(found) == text
+    assert all(piece.strip() for piece in found) or not text.strip()
+
+
+def test_cover_gives_blanks_away_and_leaves_other_text_alone():
+    assert cover([(1, 2), (4, 5), (8, 9)], " a\n\nb c\td ") == [(0, 4), (4, 5), (8, 10)]
+    assert cover([], "abc") == []
+
+
+@pytest.mark.parametrize("spans", [[(2, 2)], [(0, 3), (2, 4)], [(3, 4), (0, 1)], [(0, 6)], [(-1, 2)]])
+def test_bad_spans_are_named(spans):
+    with pytest.raises(InputError, match=r"row: step \[-?\d+, \d+\) of 5 characters"):
+        check_spans(spans, "abcde", "row")
+
+
+def test_tokens_by_hand():
+    """ "ab\\nc" in tokens "a", "b\\n", " c"-like pieces: a token belongs where its first visible character lies."""
+    text = "ab\n c"
+    assert token_steps([0, 1, 3, 5], text, [(0, 4), (4, 5)]) == [1, 1, 2, 2]
+    assert token_steps([0, 1, 3, 5], text, [(4, 5)]) == [0, 0, 1, 1]
+    assert token_steps([0], "", []) == [0]
+
+
+@given(HOSTILE, st.lists(st.integers(0, 60), max_size=12))
+def test_every_token_is_in_exactly_one_step(text, starts):
+    spans = Segmentation()(text)
+    starts = sorted(min(start, len(text)) for start in starts)
+    steps = token_steps(starts, text, spans)
+    assert steps == sorted(steps) and len(steps) == len(starts)
+    assert all(1 <= step <= len(spans) for step in steps) or not text
+
+
+@given(st.text(alphabet="abc \n12", max_size=30))
+def test_starts_are_those_of_the_tokenizer(text):
+    tokenizer = architectures.tokenizer()
+    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    assert token_starts(tokenizer, ids, text) == list(range(len(text) + 1))
+
+
+class Merged:
+    """A slow tokenizer of two letters a token, which sampled single letters instead."""
+
+    is_fast = False
+
+    def __call__(self, text, **options):
+        return {"input_ids": [-1]}
+
+    def decode(self, ids, **options):
+        return "".join({0: "", 1: "a", 2: "b", 3: "?x"}[i] for i in ids)
+
+
+def test_sampled_ids_that_are_not_the_encoding():
+    assert token_starts(Merged(), [1, 2, 0], "ab") == [0, 1, 2]
+    assert token_starts(Merged(), [3, 1, 2], "ab") == [0, 0, 1]
+    assert token_starts(Merged(), [1, 1], "ab") is None
+
+
+def test_characters_of_several_tokens():
+    """Bytes of one character: the parts alone are marks of replacement, so whole prefixes are measured."""
+
+    class Bytes(Merged):
+        def decode(self, ids, **options):
+            return bytes(ids).decode("utf-8", "replace")
+
+    assert token_starts(Bytes(), [97, *"é".encode(), 98], "aéb") == [0, 1, 2, 2]
