@@ -107,9 +107,12 @@ def test_what_cannot_cross_a_process_is_named(tmp_path: Path) -> None:
 
 
 DRIVER = f"""
+import signal
 import sys
 from pathlib import Path
 from selftaught.executor import Torchrun
+# Tests that run in the background ignore it, and so would their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 out = Path(sys.argv[1])
 try:
     Torchrun(processes=2).run("{HERE}:dwell", {{"out": out}}, out)

@@ -283,7 +283,7 @@ def test_the_reference_may_be_another_model(lab, model, base):
         json.loads((Path(m.source).parent / "metrics.jsonl").read_text().splitlines()[0]) for m in (again, drifted)
     )
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
-    assert far["rewards/margins"] > 0.01, "what it has learnt since counts"
+    assert far["rewards/margins"] > 1e-3, "what it has learnt since counts"
 
 
 @pytest.mark.parametrize(("best", "epoch"), [(1, 1), (2, 2), (3, 3)])

@@ -14,6 +14,7 @@ from selftaught.select.pairs import (
     MajorityDemonstrations,
     RewardPairs,
     SemiSupervisedPairs,
+    VoteWeighted,
 )
 
 ANSWERS = st.lists(st.sampled_from(["1", "2", "3", "4", None]), min_size=8, max_size=12)
@@ -161,6 +162,31 @@ def test_reward_pairs():
     pairs, dropped = select(RewardPairs(scorer="rm"), groups)
     assert [(p.chosen.text, p.rejected.text) for p in pairs] == [("#### 2", "#### 3"), ("#### 3", "#### 2")]
     assert dropped == {"all rewards are equal": 1, "no sample has a reward": 1}
+
+
+def test_pairs_of_another_selector_get_the_vote_margin():
+    """Right 1s with 3 of 8 votes over a wrong 2 with 1 vote: 2 / 8; where the wrong answer leads, no pair."""
+    groups = [
+        group_of(["1", "1", "1", "2", "3", "3", "4", "4"], name="a", gold="1"),
+        group_of(["1", "2", "2", "2", "2", "2", "2", "2"], name="b", gold="1"),
+        group_of(["1"] * 8, name="c", gold="1"),
+        group_of(["1"] * 6 + ["5", "5"], name="d", gold="1"),
+    ]
+    pairs, dropped = select(VoteWeighted(k=8, then=GoldPairs()), groups)
+    plain, _ = select(GoldPairs(), groups)
+    votes = {"2": 1, "3": 2, "4": 2}
+    first = next(pair for pair in pairs if pair.prompt.text == "a")
+    assert first.weight == (3 - votes[first.rejected.text.removeprefix("#### ")]) / 8
+    assert [pair.weight for pair in pairs[1:]] == [(6 - 2) / 8]
+    assert [pair.id for pair in pairs] == [pair.id for pair in plain if pair.prompt.text != "b"]
+    assert dropped == {"no wrong sample": 1, "the chosen has no more votes than the rejected": 1}
+
+
+def test_weighing_needs_pairs_in_the_order_of_the_groups():
+    groups = build([["1", "1", "2", "2", "2", "1", "1", "1"]] * 2)
+    backwards = lambda groups, dropped: reversed(list(GoldPairs()(groups, dropped)))  # noqa: E731
+    with pytest.raises(InputError, match="not in the order of the groups"):
+        list(VoteWeighted(k=8, then=backwards)(groups))
 
 
 def test_all_labelled_is_irpo_and_none_labelled_is_scpo():

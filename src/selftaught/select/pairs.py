@@ -7,7 +7,7 @@ order of the samples. `groups` must be re-iterable: the cap on unread rejects is
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from selftaught.errors import InputError, NothingToTrainOn
@@ -225,6 +225,38 @@ class SemiSupervisedPairs:
         """Say whether the prompt's gold answer is used."""
         drawn = int(content_id("labelled", self.seed, prompt.id), 16) / 2**96
         return prompt.gold is not None and drawn < self.labelled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoteWeighted:
+    """The pairs of another selector, each with ScPO's weight (section 2, equation 1): (V(chosen) - V(rejected)) / k.
+
+    Pairs whose chosen side has no more votes than the rejected are dropped. `then` yields pairs in the groups' order.
+    """
+
+    k: int
+    then: Callable[..., Iterator[Pair]]
+
+    def __call__(self, groups: Iterable[Group], dropped: Tally | None = None) -> Iterator[Pair]:
+        """Yield the weighted pairs in order.
+
+        Raises:
+            InputError: a group has no votes, or a pair is not of the groups that are left.
+        """
+        _check_reiterable(groups)
+        dropped = Counter() if dropped is None else dropped
+        stream, group = iter(groups), None
+        for pair in self.then(groups, dropped):
+            while group is None or group.id != pair.prompt.id:
+                group = next(stream, None)
+                if group is None:
+                    raise InputError(f"pair {pair.id} is not in the order of the groups: give a selector that keeps it")
+            votes = read_ballot(group, self.k).votes
+            margin = votes.get(pair.chosen.id, 0) - votes.get(pair.rejected.id, 0)
+            if margin > 0:
+                yield replace(pair, weight=margin / self.k)
+            else:
+                dropped["the chosen has no more votes than the rejected"] += 1
 
 
 @dataclass(frozen=True, slots=True)
