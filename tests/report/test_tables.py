@@ -71,7 +71,7 @@ def test_all_benchmarks_in_one_table(root):
 
 def test_what_is_not_measured_says_how_to(root):
     assert "selftaught reproduce rip --seeds 5" in tables.render_table("reproductions/rip", root)
-    assert "python -m benchmarks.store" in tables.render_table("benchmarks/store", root)
+    assert "python benchmarks/store.py" in tables.render_table("benchmarks/store", root)
 
 
 @pytest.mark.parametrize("name", ["models/x", "benchmarks", "benchmarks/"])

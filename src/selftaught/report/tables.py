@@ -193,7 +193,7 @@ def _cell(text: str) -> str:
 
 _TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
     "reproductions": (reproduction_table, "selftaught reproduce {} --seeds 5"),
-    "benchmarks": (benchmark_table, "python -m benchmarks.{}"),
+    "benchmarks": (benchmark_table, "python benchmarks/{}.py"),
 }
 
 if __name__ == "__main__":
