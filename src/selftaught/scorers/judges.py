@@ -235,7 +235,7 @@ class OfResponses:
 
         for rows in self.scorer(shown()):
             group, errors = waiting.popleft()
-            scores: Any = {row.completion_id: row for row in rows}
+            scores = {row.completion_id: row for row in rows if isinstance(row, Score)}
             yield [scores.get(c.id) or self._without(c, errors[c.id]) for c in group.completions]
 
     def _without(self, completion: Completion, error: str) -> Score:

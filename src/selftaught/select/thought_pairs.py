@@ -128,9 +128,9 @@ class ThoughtPairs:
                 wanting.append((bool(ordinary[i]), float(table.drawn[rejected]), int(i), rejected))
         taken: dict[int, int] = {}
         total = int(ordinary.sum())
-        for has_pair, _, i, rejected in sorted(wanting):
+        for has_pair, _, group, rejected in sorted(wanting):
             if len(taken) + 1 <= self.unparsed_cap * (total + (not has_pair)):
-                taken[i] = rejected
+                taken[group] = rejected
                 total += not has_pair
         return taken
 
@@ -160,7 +160,7 @@ class Candidates(NamedTuple):
                 values.extend(row)
             starts.append(starts[-1] + len(rows))
         columns = np.array(values, float).reshape(-1, len(cls._fields) - 1).T.copy()
-        return cls(*columns, np.array(starts, np.int64))
+        return cls._make([*columns, np.array(starts, np.int64)])
 
 
 class Choice(NamedTuple):

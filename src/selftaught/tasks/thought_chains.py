@@ -155,7 +155,7 @@ class ThoughtChains:
             return None
         values, lines = {"a": int(problem[1])}, []
         for i in range(2, len(problem), 4):
-            name, first, operation, second = problem[i : i + 4]
+            name, first, operation, second = list(problem[i : i + 4])
             if name in values or first not in values or (second not in values and not second.isdigit()):
                 return None
             u, v = values[first], values[second] if second in values else int(second)
