@@ -7,7 +7,7 @@ from torch import Tensor
 
 CHUNK = 1024
 
-# Logits of so few positions are kept for the backward pass: making them again would cost more than it saves.
+# Exponentials of so few logits are kept for the backward pass: making them again would cost more than it saves.
 KEPT_BYTES = 2**25
 
 
@@ -23,9 +23,9 @@ def token_logps(
 ) -> Tensor:
     """Return log softmax(f(hidden W^T + b))[targets], with f(z) = softcap * tanh(z / softcap) where `softcap` is given.
 
-    Logits are made for `chunk` positions at a time, in float32 (float64 for float64 input). Those of all positions are
-    kept for the backward pass only if they need at most `kept_bytes`; else they are made again there, and memory is
-    chunk x V, not N x V. Softcapping as in Gemma 2 (arXiv 2408.00118, section 2).
+    Logits are made for `chunk` positions at a time, in float32 (float64 for float64 input). Their exponentials are kept
+    for the backward pass only if they need at most `kept_bytes` and there is no softcap; else they are made again there,
+    and memory is chunk x V, not N x V. Softcapping as in Gemma 2 (arXiv 2408.00118, section 2).
 
     Args:
         hidden: [N, d], the last hidden states at the source positions.
@@ -50,32 +50,40 @@ class _TokenLogps(torch.autograd.Function):
     def forward(ctx: Any, hidden, weight, bias, targets, softcap, chunk, kept_bytes):
         wide = _wide(weight)
         logps = hidden.new_empty(hidden.shape[0], dtype=wide.dtype)
-        log_norms = torch.empty_like(logps)
-        keep = any(ctx.needs_input_grad) and len(hidden) * len(weight) * wide.element_size() <= kept_bytes
+        largest, sums = torch.empty_like(logps), torch.empty_like(logps)
+        fits = len(hidden) * len(weight) * wide.element_size() <= kept_bytes
+        keep = fits and softcap is None and any(ctx.needs_input_grad)
         kept = []
         for part in _parts(hidden, chunk):
             logits = _logits(hidden[part], wide, bias, softcap)
-            log_norms[part] = logits.logsumexp(-1)
+            torch.amax(logits, -1, out=largest[part])
             logps[part] = logits.gather(-1, targets[part, None]).squeeze(-1)
-            kept += [logits] if keep else []
-        ctx.save_for_backward(hidden, weight, bias, targets, log_norms, *kept)
+            exponentials = logits.sub_(largest[part, None]).exp_()
+            torch.sum(exponentials, -1, out=sums[part])
+            kept += [exponentials] if keep else []
+        ctx.save_for_backward(hidden, weight, bias, targets, largest, sums, *kept)
         ctx.softcap, ctx.chunk = softcap, chunk
-        return logps - log_norms
+        return logps - largest - sums.log()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
-        hidden, weight, bias, targets, log_norms, *kept = ctx.saved_tensors
+        hidden, weight, bias, targets, largest, sums, *kept = ctx.saved_tensors
         wide = _wide(weight)
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(wide) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias, dtype=wide.dtype) if bias is not None and ctx.needs_input_grad[2] else None
+        scale = -grad / sums
         for i, part in enumerate(_parts(hidden, ctx.chunk)):
-            logits = kept[i] if kept else _logits(hidden[part], wide, bias, ctx.softcap)
             # d logp / d logits = onehot(target) - softmax(logits)
-            d_logits = (logits - log_norms[part, None]).exp_().mul_(-grad[part, None])
+            if kept:
+                d_logits = kept[i] * scale[part, None]
+            else:
+                logits = _logits(hidden[part], wide, bias, ctx.softcap)
+                slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap) ** 2
+                d_logits = logits.sub_(largest[part, None]).exp_().mul_(scale[part, None])
             d_logits.scatter_add_(-1, targets[part, None], grad[part, None])
-            if ctx.softcap is not None:
-                d_logits.mul_(1 - (logits / ctx.softcap) ** 2)
+            if not kept and slope is not None:
+                d_logits.mul_(slope)
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
             narrow = d_logits.to(hidden.dtype)

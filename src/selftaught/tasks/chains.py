@@ -16,21 +16,20 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Literal
+from operator import itemgetter
 
 from selftaught.errors import InputError
+from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
 from selftaught.tasks.task import demonstrate
 from selftaught.text.answers import marked_number
-from selftaught.types import Demonstration, Prompt, content_id, number_repeats
+from selftaught.types import Demonstration, Prompt, number_repeats
 
 NEW_PROBLEM = "<new>"
 """The prompt that asks for a new problem."""
 
-Split = Literal["test", "dev", "demonstrations", "train"]
-_SPLIT_ENDS: tuple[tuple[Split, float], ...] = (("test", 0.1), ("dev", 0.15), ("demonstrations", 0.55), ("train", 1.0))
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_MISSES = 20_000
 _LONGEST = 400
 
 _PROBLEM = re.compile(r"[a-z]=[0-9]{1,9}(?:;[a-z]=[a-z0-9]{1,9}[-+*][a-z0-9]{1,9})*;[a-z]\?")
@@ -66,9 +65,7 @@ class Chains:
                 raise InputError(f"chains: lengths {low} to {high} are not within 1 to 25; give the shorter first")
         if self.modulus < 2 or not self.operations or not set(self.operations) <= set(_OPERATIONS):
             raise InputError(f"chains: modulus={self.modulus} operations={self.operations!r}; use >= 2 and some of +-*")
-        for name in ("answer_only", "new_problems", "variable_operands"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"chains: {name}={getattr(self, name)} is not a share; give 0 to 1")
+        check_shares(self, "answer_only", "new_problems", "variable_operands")
 
     @property
     def name(self) -> str:
@@ -90,9 +87,9 @@ class Chains:
         lengths = self.demonstration_lengths or self.lengths
         rows: list[tuple[Prompt, str]] = []
         for prompt in islice(self._problems("demonstrations", lengths, seed), 8000 if count is None else count):
-            if _share("new", seed, prompt.text) < self.new_problems:
+            if share("chains", "new", seed, prompt.text) < self.new_problems:
                 rows.append((Prompt.from_text(NEW_PROBLEM), prompt.text))
-            elif _share("style", seed, prompt.text) < self.answer_only:
+            elif share("chains", "style", seed, prompt.text) < self.answer_only:
                 rows.append((prompt, f"#### {prompt.gold}"))
             else:
                 rows.append((prompt, self.solution(prompt)))
@@ -189,30 +186,23 @@ class Chains:
             self.largest_operand,
             self.multipliers,
         )
-        source = random.Random(int(content_id("chains", split, seed, *dials), 16))
-        seen: set[str] = set()
-        misses = 0
-        while misses < _MISSES:
-            text, length = self._draw(source, lengths)
-            if text in seen or split_of(text) != split:
-                misses += 1
-                continue
-            misses = 0
-            seen.add(text)
-            gold = str((self.values(text) or {})[text[-2]])
-            yield Prompt.from_text(text, gold=gold, meta={"length": length})
-        raise InputError(
-            f"chains: only {len(seen)} problems of lengths {lengths} modulo {self.modulus} are in split {split!r}; "
+        source = seeded("chains", split, seed, *dials)
+        complaint = (
+            f"chains: only {{count}} problems of lengths {lengths} modulo {self.modulus} are in split {split!r}; "
             "ask for fewer or raise the lengths or the modulus"
         )
+        draw = partial(self._draw, source, lengths)
+        for text, length in in_split(split, draw, itemgetter(0), split_of, complaint):
+            gold = str((self.values(text) or {})[text[-2]])
+            yield Prompt.from_text(text, gold=gold, meta={"length": length})
 
     def _draw(self, source: random.Random, lengths: tuple[int, int]) -> tuple[str, int]:
-        length = lengths[0] + _below(source, lengths[1] - lengths[0] + 1)
-        parts = [f"a={_below(source, self.modulus)}"]
+        length = lengths[0] + below(source, lengths[1] - lengths[0] + 1)
+        parts = [f"a={below(source, self.modulus)}"]
         for step in range(1, length + 1):
-            operation = self.operations[_below(source, len(self.operations))]
+            operation = self.operations[below(source, len(self.operations))]
             if source.random() < self.variable_operands:
-                operand = _LETTERS[_below(source, step)]
+                operand = _LETTERS[below(source, step)]
             else:
                 operand = str(self._operand(source, operation))
             parts.append(f"{_LETTERS[step]}={_LETTERS[step - 1]}{operation}{operand}")
@@ -220,8 +210,8 @@ class Chains:
 
     def _operand(self, source: random.Random, operation: str) -> int:
         if operation == "*" and self.multipliers:
-            return self.multipliers[_below(source, len(self.multipliers))]
-        return 1 + _below(source, self.largest_operand or self.modulus - 1)
+            return self.multipliers[below(source, len(self.multipliers))]
+        return 1 + below(source, self.largest_operand or self.modulus - 1)
 
 
 def _evaluate(expression: str, values: dict[str, int]) -> int | None:
@@ -236,16 +226,5 @@ def _evaluate(expression: str, values: dict[str, int]) -> int | None:
 
 
 def split_of(problem: str) -> Split:
-    """Return the split a problem belongs to: 10% test, 5% dev, 40% demonstrations, 45% train."""
-    share = _share("split", problem)
-    return next(split for split, end in _SPLIT_ENDS if share < end)
-
-
-def _share(*parts: object) -> float:
-    """Return a number in [0, 1) that `parts` fix."""
-    return int(content_id("chains", *parts), 16) / 2**96
-
-
-def _below(source: random.Random, n: int) -> int:
-    """Draw from 0..n-1. Only `random()` is promised to draw the same numbers on every Python version."""
-    return int(source.random() * n)
+    """Return the split a problem belongs to."""
+    return split_at(share("chains", "split", problem))

@@ -19,12 +19,13 @@ clean ones of their split.
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from statistics import NormalDist
 from typing import Literal
 
 from selftaught.errors import InputError
+from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
 from selftaught.tasks.task import demonstrate
 from selftaught.types import Demonstration, Prompt, content_id, number_repeats
 
@@ -33,14 +34,11 @@ GIVE_UP = "?"
 
 Kind = Literal["drop_operator", "truncate", "contradict", "mix_two", "random_bytes"]
 KINDS: tuple[Kind, ...] = ("drop_operator", "truncate", "contradict", "mix_two", "random_bytes")
-Split = Literal["test", "dev", "demonstrations", "train"]
 
-_SPLIT_ENDS: tuple[tuple[Split, float], ...] = (("test", 0.1), ("dev", 0.15), ("demonstrations", 0.55), ("train", 1.0))
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _CHARACTERS = _LETTERS + "0123456789: "
 _LONGEST = 200
 _FEWEST_ITEMS, _MOST_ITEMS = 2, 12
-_MISSES = 20_000
 
 Items = tuple[str, ...]
 
@@ -223,9 +221,7 @@ class ListOps:
             raise InputError(f"list_ops: kinds={self.kinds}: give some of {', '.join(KINDS)}")
         if self.noise < 0:
             raise InputError(f"list_ops: noise={self.noise} is no standard deviation; give 0 or more")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"list_ops: {name}={getattr(self, name)} is not a share; give 0 to 1")
+        check_shares(self, *_SHARES)
 
     @property
     def name(self) -> str:
@@ -299,7 +295,7 @@ class ListOps:
             source = _source("shots", seed, i)
             picks: dict[int, None] = {}
             while len(picks) < min(self.shots, len(seeds)):
-                picks[_below(source, len(seeds))] = None
+                picks[below(source, len(seeds))] = None
             asked.append(Prompt.from_text(_listed([seeds[pick].text for pick in picks])))
         return list(number_repeats(asked))
 
@@ -333,7 +329,7 @@ class ListOps:
         source = _source("pool", seed, str(instruction))
         if source.random() >= self.corruption:
             return _clean(instruction)
-        kind = self.kinds[_below(source, len(self.kinds))]
+        kind = self.kinds[below(source, len(self.kinds))]
         text = self.corrupt(instruction, kind, source)
         gold = self._intent(instruction, source)
         return Prompt.from_text(text, gold=gold, meta={**_clean(instruction).meta, "corruption": kind})
@@ -364,7 +360,7 @@ class ListOps:
     def _maybe_corrupt(self, instruction: Instruction, rate: float, source: random.Random) -> str:
         if source.random() >= rate:
             return str(instruction)
-        return self.corrupt(instruction, self.kinds[_below(source, len(self.kinds))], source)
+        return self.corrupt(instruction, self.kinds[below(source, len(self.kinds))], source)
 
     def _train_draw(self, source: random.Random) -> Instruction:
         """Draw an instruction that no dev or test prompt states."""
@@ -377,42 +373,32 @@ class ListOps:
         """Yield the split's instructions without repeats, in an order that the seed and the dials fix."""
         dials = (self.operations, self.lengths, self.letters, self.largest_addend, self.two_steps)
         source = _source(split, seed, *dials)
-        seen: set[str] = set()
-        misses = 0
-        while misses < _MISSES:
-            instruction = self._draw(source)
-            text = str(instruction)
-            if text in seen or split_of(text) != split:
-                misses += 1
-                continue
-            misses = 0
-            seen.add(text)
-            yield instruction
-        raise InputError(
-            f"list_ops: only {len(seen)} instructions of lengths {self.lengths} are in split {split!r}; ask for fewer, "
+        complaint = (
+            f"list_ops: only {{count}} instructions of lengths {self.lengths} are in split {split!r}; ask for fewer, "
             "or give longer lists or more operations"
         )
+        return in_split(split, partial(self._draw, source), str, split_of, complaint)
 
     def _draw(self, source: random.Random) -> Instruction:
         """Draw an instruction that has an answer."""
         while True:
-            operator = self.operations[_below(source, len(self.operations))]
+            operator = self.operations[below(source, len(self.operations))]
             items = self._items(operator, source)
             steps: tuple[Step, ...] = (_step(operator, items, source),)
             if source.random() < self.two_steps and operator != "add":
                 first = [name for name in self.operations if name in LISTS and name != operator]
                 if first:
-                    steps = (_step(first[_below(source, len(first))], items, source), *steps)
+                    steps = (_step(first[below(source, len(first))], items, source), *steps)
             instruction = Instruction(steps, items)
             if instruction.answer is not None:
                 return instruction
 
     def _items(self, operator: str, source: random.Random) -> Items:
         if operator == "add":
-            return tuple(str(_below(source, self.largest_addend)) for _ in range(2))
-        count = self.lengths[0] + _below(source, self.lengths[1] - self.lengths[0] + 1)
+            return tuple(str(below(source, self.largest_addend)) for _ in range(2))
+        count = self.lengths[0] + below(source, self.lengths[1] - self.lengths[0] + 1)
         symbols = _LETTERS[: self.letters] if source.random() < 0.5 else "0123456789"
-        return tuple(symbols[_below(source, len(symbols))] for _ in range(count))
+        return tuple(symbols[below(source, len(symbols))] for _ in range(count))
 
 
 _SHARES = (
@@ -428,12 +414,12 @@ _SHARES = (
 
 
 def _step(operator: str, items: Items, source: random.Random) -> Step:
-    return Step(operator, items[_below(source, len(items))] if operator in _WITH_ARGUMENT else "")
+    return Step(operator, items[below(source, len(items))] if operator in _WITH_ARGUMENT else "")
 
 
 def _truncated(instruction: Instruction, _: Instruction, source: random.Random) -> str:
     header = f"{instruction.header}:"
-    return header[: 1 + _below(source, len(header))].strip()
+    return header[: 1 + below(source, len(header))].strip()
 
 
 def _contradicted(instruction: Instruction, other: Instruction, _: random.Random) -> str:
@@ -441,7 +427,7 @@ def _contradicted(instruction: Instruction, other: Instruction, _: random.Random
 
 
 def _scrambled(instruction: Instruction, _: Instruction, source: random.Random) -> str:
-    drawn = (_CHARACTERS[_below(source, len(_CHARACTERS))] for _ in range(len(str(instruction))))
+    drawn = (_CHARACTERS[below(source, len(_CHARACTERS))] for _ in range(len(str(instruction))))
     return "".join(drawn).strip()
 
 
@@ -472,15 +458,9 @@ def _listed(prompts: Sequence[str]) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def split_of(text: str) -> Split:
-    """Return the split a clean instruction belongs to: 10% test, 5% dev, 40% demonstrations, 45% train."""
-    share = int(content_id("list_ops", "split", text), 16) / 2**96
-    return next(split for split, end in _SPLIT_ENDS if share < end)
+    """Return the split a clean instruction belongs to."""
+    return split_at(share("list_ops", "split", text))
 
 
 def _source(*parts: object) -> random.Random:
-    return random.Random(int(content_id("list_ops", *parts), 16))
-
-
-def _below(source: random.Random, n: int) -> int:
-    """Draw from 0..n-1. Only `random()` is promised to draw the same numbers on every Python version."""
-    return int(source.random() * n)
+    return seeded("list_ops", *parts)

@@ -19,6 +19,7 @@ from itertools import accumulate, permutations
 from typing import Literal
 
 from selftaught.errors import InputError
+from selftaught.tasks.drawing import check_shares, seeded
 from selftaught.tasks.task import demonstrate
 from selftaught.text.json_records import parse_record
 from selftaught.types import Demonstration, Prompt, content_id
@@ -83,9 +84,7 @@ class Personas:
             fewest, count, most = int(key != HOBBY), getattr(self, name), len(_words(key))
             if not fewest <= count <= most:
                 raise InputError(f"personas: {name}={count}; there are words for {fewest} to {most}")
-        for name in ("hobby_share", "correlation", "malformed"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"personas: {name}={getattr(self, name)} is not a share; give 0 to 1")
+        check_shares(self, "hobby_share", "correlation", "malformed")
 
     @property
     def name(self) -> str:
@@ -114,7 +113,7 @@ class Personas:
 
     def demonstrations(self, count: int | None = None, *, seed: int = 0) -> list[Demonstration]:
         """Return `count` (8,000) records, sound and broken, for prompts in random order."""
-        source = random.Random(int(content_id("personas", seed), 16))
+        source = seeded("personas", seed)
         prompts, transfer = self._prompts(), self.transfer()
         rows = []
         for i in range(8000 if count is None else count):

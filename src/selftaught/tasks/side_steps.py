@@ -12,20 +12,19 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from selftaught.errors import InputError
+from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
 from selftaught.tasks.task import demonstrate
-from selftaught.types import Demonstration, Prompt, content_id
+from selftaught.types import Demonstration, Prompt
 
-Split = Literal["test", "dev", "demonstrations", "train"]
-_SPLIT_ENDS: tuple[tuple[Split, float], ...] = (("test", 0.1), ("dev", 0.15), ("demonstrations", 0.55), ("train", 1.0))
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _PROBLEM = re.compile(r"a[0-9](?:[b-z][a-z][-+*][a-z0-9])+\?")
 _LINE, _ANSWER = 5, re.compile(r"#([0-9])")
 _OPERATIONS = {"+": lambda u, v: u + v, "-": lambda u, v: u - v, "*": lambda u, v: u * v}
-_MISSES = 20_000
 
 
 class Definition(NamedTuple):
@@ -61,9 +60,7 @@ class SideSteps:
                 f"side_steps: variables={self.variables}, side_steps={self.side_steps}; give 3 to 26 variables, and "
                 "the smaller number of side steps first, at most two fewer than variables"
             )
-        for name in ("lazy", "lazy_products", "lazy_others", "older_operands"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"side_steps: {name}={getattr(self, name)} is not a share; give 0 to 1")
+        check_shares(self, "lazy", "lazy_products", "lazy_others", "older_operands")
 
     @property
     def name(self) -> str:
@@ -163,7 +160,7 @@ class SideSteps:
         for d in _parse(prompt.text) or ():
             first, second = written[d.first], written.get(d.second, d.second)
             chance = self.lazy if d.side else self.lazy_products if d.operation == "*" else self.lazy_others
-            lazy = seed is not None and _share("lazy", seed, prompt.text, d.name) < chance
+            lazy = seed is not None and share("side steps", "lazy", seed, prompt.text, d.name) < chance
             written[d.name] = first if lazy else _digit(first, d.operation, second)
             lines.append(f"{d.name}{first}{d.operation}{second}{written[d.name]}")
         return "".join(lines) + f"#{written[max(written)]}"
@@ -171,35 +168,25 @@ class SideSteps:
     def _problems(self, split: Split, seed: int) -> Iterator[Prompt]:
         """Yield the split's problems without repeats, in an order that the seed and the dials fix."""
         dials = (self.variables, self.side_steps, self.older_operands)
-        source = random.Random(int(content_id("side steps", split, seed, *dials), 16))
-        seen: set[str] = set()
-        misses = 0
-        while misses < _MISSES:
-            text = self._draw(source)
-            if text in seen or split_of(text) != split:
-                misses += 1
-                continue
-            misses = 0
-            seen.add(text)
+        source = seeded("side steps", split, seed, *dials)
+        complaint = f"side_steps: only {{count}} problems of {self.variables} variables; ask for fewer or raise it"
+        for text in in_split(split, partial(self._draw, source), str, split_of, complaint):
             values = self.values(text) or {}
             yield Prompt.from_text(text, gold=str(values[max(values)]))
-        raise InputError(
-            f"side_steps: only {len(seen)} problems of {self.variables} variables; ask for fewer or raise it"
-        )
 
     def _draw(self, source: random.Random) -> str:
         inner = list(_LETTERS[1 : self.variables - 1])
         low, high = self.side_steps
         side = set()
-        for _ in range(low + _below(source, high - low + 1)):
-            side.add(inner.pop(_below(source, len(inner))))
-        live, parts = ["a"], [f"a{_below(source, 10)}"]
+        for _ in range(low + below(source, high - low + 1)):
+            side.add(inner.pop(below(source, len(inner))))
+        live, parts = ["a"], [f"a{below(source, 10)}"]
         for name in _LETTERS[1 : self.variables]:
-            operation = "+-*"[_below(source, 3)]
+            operation = "+-*"[below(source, 3)]
             least = 2 if operation == "*" else 1
-            second = str(least + _below(source, 10 - least))
+            second = str(least + below(source, 10 - least))
             if name not in side and len(live) > 1 and source.random() < self.older_operands:
-                second = live[_below(source, len(live) - 1)]
+                second = live[below(source, len(live) - 1)]
             parts.append(f"{name}{live[-1]}{operation}{second}")
             live += [] if name in side else [name]
         return "".join(parts) + "?"
@@ -223,16 +210,5 @@ def _digit(first: str, operation: str, second: str) -> str:
 
 
 def split_of(problem: str) -> Split:
-    """Return the split a problem belongs to: 10% test, 5% dev, 40% demonstrations, 45% train."""
-    share = _share("split", problem)
-    return next(split for split, end in _SPLIT_ENDS if share < end)
-
-
-def _share(*parts: object) -> float:
-    """Return a number in [0, 1) that `parts` fix."""
-    return int(content_id("side steps", *parts), 16) / 2**96
-
-
-def _below(source: random.Random, n: int) -> int:
-    """Draw from 0..n-1. Only `random()` is promised to draw the same numbers on every Python version."""
-    return int(source.random() * n)
+    """Return the split a problem belongs to."""
+    return split_at(share("side steps", "split", problem))

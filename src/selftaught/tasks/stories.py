@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from selftaught.errors import InputError
+from selftaught.tasks.drawing import check_shares, seeded
 from selftaught.tasks.task import demonstrate
 from selftaught.text.json_records import parse_keywords
 from selftaught.types import Demonstration, Group, Prompt, content_id, number_repeats
@@ -54,9 +55,7 @@ class Stories:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("off_topic", "malformed", "stories", "repetition"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"stories: {name}={getattr(self, name)} is not a share; give 0 to 1")
+        check_shares(self, "off_topic", "malformed", "stories", "repetition")
         most = len(_vocabulary())
         if self.topics < 3 or self.words < KEYWORDS or self.topics * self.words > most:
             raise InputError(
@@ -81,7 +80,7 @@ class Stories:
 
     def demonstrations(self, count: int | None = None, *, seed: int = 0) -> list[Demonstration]:
         """Return `count` (8,000) answers to titles of this split, and stories."""
-        source = random.Random(int(content_id("stories", seed), 16))
+        source = seeded("stories", seed)
         titles = self._split("demonstrations")
         rows = []
         for i in range(8000 if count is None else count):
@@ -140,7 +139,7 @@ class Stories:
         words, seen = self._words(), []
         for i in range(self.titles):
             topic = i % self.topics
-            source = random.Random(int(content_id("title", i), 16))
+            source = seeded("title", i)
             first, second = (words[topic * self.words + _draw(source, self.words, 0.0)] for _ in range(2))
             seen.append(f"the {first} and the {second}")
         return [title for title in dict.fromkeys(seen) if split_of(title) == split]

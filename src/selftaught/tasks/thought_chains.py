@@ -17,21 +17,21 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Literal, get_args
 
 from selftaught.errors import InputError
+from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
 from selftaught.tasks.task import demonstrate
 from selftaught.text.thoughts import ThoughtFormat, ask
-from selftaught.types import Demonstration, Prompt, content_id, number_repeats
+from selftaught.types import Demonstration, Prompt, number_repeats
 
 Kind = Literal["useful", "partial", "filler", "other"]
-Split = Literal["test", "dev", "demonstrations", "train"]
 
-_SPLIT_ENDS: tuple[tuple[Split, float], ...] = (("test", 0.1), ("dev", 0.15), ("demonstrations", 0.55), ("train", 1.0))
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_MISSES = 20_000
 _PROBLEM = re.compile(r"a[0-9](?:[b-z][a-z][-+*][a-z0-9])*")
 _WORKING = re.compile(r"(?:[b-z][0-9][-+*][0-9][0-9])+")
 _OPERATIONS = {"+": lambda u, v: u + v, "-": lambda u, v: u - v, "*": lambda u, v: u * v}
@@ -59,9 +59,7 @@ class ThoughtChains:
         low, high = self.operations
         if not 1 <= low <= high < len(_LETTERS):
             raise InputError(f"thought_chains: operations={self.operations}: give 1 to 25, the fewest first")
-        for name in ("thoughts", "useful", "partial", "earlier"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"thought_chains: {name}={getattr(self, name)} is not a share; give 0 to 1")
+        check_shares(self, "thoughts", "useful", "partial", "earlier")
         if self.useful + self.partial > 1 + 1e-9:
             raise InputError(
                 f"thought_chains: useful={self.useful} and partial={self.partial} are more than all thoughts; lower one"
@@ -91,7 +89,7 @@ class ThoughtChains:
         """Return `count` (8,000) demonstrations in the world's mix of direct answers and kinds of thoughts."""
         rows: list[tuple[Prompt, str]] = []
         for prompt in islice(self._problems("demonstrations", seed), 8000 if count is None else count):
-            if _share("mode", seed, prompt.text) < self.thoughts:
+            if share("thought_chains", "mode", seed, prompt.text) < self.thoughts:
                 rows.append((ask(THINK, prompt), self._thought(prompt, seed)))
             else:
                 rows.append((ask(ANSWER, prompt), f"#{prompt.gold}"))
@@ -165,7 +163,7 @@ class ThoughtChains:
 
     def _thought(self, prompt: Prompt, seed: int) -> str:
         """Return a demonstration's thought and answer, fixed by the problem and the seed."""
-        source = random.Random(int(content_id("thought", seed, prompt.text), 16))
+        source = seeded("thought", seed, prompt.text)
         lines = self.working(prompt.text) or []
         kind = source.random()
         if kind < self.useful:
@@ -173,50 +171,31 @@ class ThoughtChains:
         if kind < self.useful + self.partial:
             shown = "".join(lines[:-1])
             guessed = source.random() < 0.5 or not shown
-            return f"~{shown}#{_below(source, 10) if guessed else shown[-1]}"
-        return f"{'.' * (4 + _below(source, 9))}#{prompt.gold}"
+            return f"~{shown}#{below(source, 10) if guessed else shown[-1]}"
+        return f"{'.' * (4 + below(source, 9))}#{prompt.gold}"
 
     def _problems(self, split: Split, seed: int) -> Iterator[Prompt]:
         """Yield the split's problems without repeats, in an order that the seed and the dials fix."""
-        source = random.Random(int(content_id("thought_chains", split, seed, self.operations, self.earlier), 16))
-        seen: set[str] = set()
-        misses = 0
-        while misses < _MISSES:
-            text, length = self._draw(source)
-            if text in seen or split_of(text) != split:
-                misses += 1
-                continue
-            misses = 0
-            seen.add(text)
-            gold = (self.working(text) or [""])[-1][-1]
-            yield Prompt.from_text(text, gold=gold, meta={"length": length})
-        raise InputError(
-            f"thought_chains: only {len(seen)} problems of {self.operations} operations are in split {split!r}; "
+        source = seeded("thought_chains", split, seed, self.operations, self.earlier)
+        complaint = (
+            f"thought_chains: only {{count}} problems of {self.operations} operations are in split {split!r}; "
             "ask for fewer or raise the operations"
         )
+        for text, length in in_split(split, partial(self._draw, source), itemgetter(0), split_of, complaint):
+            gold = (self.working(text) or [""])[-1][-1]
+            yield Prompt.from_text(text, gold=gold, meta={"length": length})
 
     def _draw(self, source: random.Random) -> tuple[str, int]:
-        length = self.operations[0] + _below(source, self.operations[1] - self.operations[0] + 1)
-        parts = [f"a{_below(source, 10)}"]
+        length = self.operations[0] + below(source, self.operations[1] - self.operations[0] + 1)
+        parts = [f"a{below(source, 10)}"]
         for step in range(1, length + 1):
-            operation = "+-*"[_below(source, 3)]
+            operation = "+-*"[below(source, 3)]
             earlier = source.random() < self.earlier
-            operand = _LETTERS[_below(source, step)] if earlier else str(1 + _below(source, 9))
+            operand = _LETTERS[below(source, step)] if earlier else str(1 + below(source, 9))
             parts.append(f"{_LETTERS[step]}{_LETTERS[step - 1]}{operation}{operand}")
         return "".join(parts), length
 
 
 def split_of(problem: str) -> Split:
-    """Return the split a problem belongs to: 10% test, 5% dev, 40% demonstrations, 45% train."""
-    share = _share("split", problem)
-    return next(split for split, end in _SPLIT_ENDS if share < end)
-
-
-def _share(*parts: object) -> float:
-    """Return a number in [0, 1) that `parts` fix."""
-    return int(content_id("thought_chains", *parts), 16) / 2**96
-
-
-def _below(source: random.Random, n: int) -> int:
-    """Draw from 0..n-1. Only `random()` is promised to draw the same numbers on every Python version."""
-    return int(source.random() * n)
+    """Return the split a problem belongs to."""
+    return split_at(share("thought_chains", "split", problem))
