@@ -24,7 +24,7 @@ def token_logps(
     """Return log softmax(f(hidden W^T + b))[targets], with f(z) = softcap * tanh(z / softcap) where `softcap` is given.
 
     Logits are made for `chunk` positions at a time, in float32 (float64 for float64 input). Their exponentials are kept
-    for the backward pass only if they need at most `kept_bytes` and there is no softcap; else they are made again there,
+    for the backward pass only if they need at most `kept_bytes` and nothing caps them; else they are made again there,
     and memory is chunk x V, not N x V. Softcapping as in Gemma 2 (arXiv 2408.00118, section 2).
 
     Args:
