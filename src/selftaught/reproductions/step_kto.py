@@ -9,7 +9,7 @@ ARMS = ("rft", "irpo", "kto", "kto_beta1", "step_kto", "process_only", "step_kto
 
 REPRODUCTION = Reproduction(
     method="step_kto",
-    metrics=("accuracy", "step_error_share", "step_accuracy", "steps", "length"),
+    metrics=("accuracy", "accuracy_samples4", "step_error_share", "greedy_step_error_share", "step_accuracy", "length"),
     recipes={"small": replace(step_kto.small(), arms=ARMS)},
-    tried=0,
+    tried=7,
 )
