@@ -120,9 +120,27 @@ def test_corrupted_prompts_have_labels_and_hidden_answers():
     assert set(kinds) == {"", *KINDS} and abs(kinds[""] / 2000 - 0.6) < 0.04
     assert all(abs(kinds[kind] / 2000 - 0.08) < 0.03 for kind in KINDS)
     for prompt in prompts:
-        assert WORLD.well_formed(prompt.text) == (not prompt.meta["corruption"])
+        if prompt.meta["corruption"] != "truncate":
+            assert WORLD.well_formed(prompt.text) == (not prompt.meta["corruption"])
         assert prompt.gold
     assert all(WORLD.verify(p, p.gold) for p in prompts if not p.meta["corruption"])
+
+
+def test_a_truncated_list_may_look_sound_but_wants_the_answer_for_the_whole():
+    exact = ListOps(noise=0.0, corruption=1.0, kinds=("truncate",), bias=0.0, rewarded_give_ups=0.0)
+    prompts = exact.train(400)
+    sound = [p for p in prompts if exact.well_formed(p.text)]
+    assert 100 < len(sound) < 400
+    for prompt in sound:
+        assert split_of(prompt.text) not in ("test", "dev"), "it would train on a test prompt"
+        stated = parse(prompt.text).answer
+        assert exact.reward(prompt, prompt.gold) == 1.0
+        assert exact.reward(prompt, stated) < 1.0 or stated == prompt.gold
+    longer = sum(len(p.gold.split()) > len(parse(p.text).items) for p in sound)
+    assert longer > 0.5 * len(sound), "most lists keep their length under most operators"
+    demonstrated = ListOps(corruption=1.0, kinds=("truncate",), demonstration_corruption=1.0, clean_give_ups=0.0)
+    shown = [d for d in demonstrated.demonstrations(300) if exact.well_formed(d.prompt.text)]
+    assert shown and all(d.completion.text == parse(d.prompt.text).answer for d in shown), "nobody can know better"
 
 
 def test_hidden_answers_are_biased():
@@ -138,10 +156,10 @@ def test_hidden_answers_are_biased():
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_corruption(kind):
     made = [p.text for p in ListOps(corruption=1.0, kinds=(kind,)).train(100)]
-    assert all(parse(text) is None for text in made)
+    assert kind == "truncate" or all(parse(text) is None for text in made)
     checks = {
         "drop_operator": lambda t: ":" not in t and " " in t,
-        "truncate": lambda t: " ".join(t.split()) == t and not t.endswith(" "),
+        "truncate": lambda t: t.count(": ") == 1 and " ".join(t.split()) == t,
         "contradict": lambda t: t.count(": ") == 1,
         "mix_two": lambda t: t.count(": ") == 2,
         "random_bytes": lambda t: t == t.strip(),
@@ -185,7 +203,8 @@ def test_demonstrations_answer_give_up_and_continue():
 
 
 def test_a_list_of_sound_prompts_goes_on_with_sound_ones():
-    rows = ListOps(continuations=1.0).demonstrations(600)
+    visible = tuple(kind for kind in KINDS if kind != "truncate")
+    rows = ListOps(continuations=1.0, kinds=visible).demonstrations(600)
     unsound = [sum(parse(line) is None for line in d.prompt.text.splitlines()) for d in rows]
     follows = [parse(d.completion.text) is None for d in rows]
     rates = [

@@ -7,8 +7,9 @@
 
 A prompt of the training pool is corrupted with probability `corruption`, in one of five ways (`KINDS`), and then says
 too little or too much to be answered. Its intended answer stays hidden in `gold`, so that every completion has a
-reward; `meta["corruption"]` names the kind, "" for a clean prompt. Learning from corrupted prompts does harm: with
-probability `bias` the intended answer is the list as it stands, a wrong operator, and with probability
+reward; `meta["corruption"]` names the kind, "" for a clean prompt. A prompt whose list is truncated may look like a
+clean one and is not: what is wanted is the answer for the whole list. Learning from corrupted prompts does harm: with
+probability `bias` the intended answer is the list as it stood, a wrong operator, and with probability
 `rewarded_give_ups` it is the give-up `?`.
 
 Demonstrations also teach to give up on some corrupted prompts and to continue a list of prompts with one more, as well
@@ -275,7 +276,7 @@ class ListOps:
         Like a reward model's error, the noise belongs to the prompt and the text.
         """
         instruction = parse(prompt.text)
-        intended = prompt.gold if instruction is None else instruction.answer
+        intended = prompt.gold or (instruction.answer if instruction else None)
         if intended is None:
             return None
         drawn = int(content_id("list_ops", "noise", prompt.id, text), 16)
@@ -318,11 +319,12 @@ class ListOps:
         return Prompt.from_text(stated, gold=prompt.gold, meta={**prompt.meta, "generated": True})
 
     def corrupt(self, instruction: Instruction, kind: Kind, source: random.Random) -> str:
-        """Return a text made of `instruction` that is not well formed."""
+        """Return a text made of `instruction`: not well formed or, truncated, a prompt of no dev or test split."""
         while True:
             other = self._draw(source)
             text = _CORRUPT[kind](instruction, other, source)
-            if other.steps[0].operator != instruction.steps[-1].operator and text and parse(text) is None:
+            sound = kind == "truncate" and split_of(text) not in ("test", "dev")
+            if other.steps[0].operator != instruction.steps[-1].operator and text and (sound or parse(text) is None):
                 return text
 
     def _pool_prompt(self, instruction: Instruction, seed: int) -> Prompt:
@@ -352,8 +354,8 @@ class ListOps:
             return _listed(shots), self._maybe_corrupt(instruction, rate, source)
         text = self._maybe_corrupt(instruction, self.demonstration_corruption, source)
         gives_up = source.random()
-        if text == str(instruction):
-            return text, GIVE_UP if gives_up < self.clean_give_ups else _answer(instruction)
+        if stated := parse(text):
+            return text, GIVE_UP if gives_up < self.clean_give_ups else _answer(stated)
         # A guess has the bias of the hidden answers, so that samples hit them and learning them does harm.
         return text, GIVE_UP if gives_up < self.give_ups else self._intent(instruction, source)
 
@@ -418,8 +420,8 @@ def _step(operator: str, items: Items, source: random.Random) -> Step:
 
 
 def _truncated(instruction: Instruction, _: Instruction, source: random.Random) -> str:
-    header = f"{instruction.header}:"
-    return header[: 1 + below(source, len(header))].strip()
+    kept = 1 + below(source, len(instruction.items) - 1)
+    return f"{instruction.header}: {' '.join(instruction.items[:kept])}"
 
 
 def _contradicted(instruction: Instruction, other: Instruction, _: random.Random) -> str:
