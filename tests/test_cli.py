@@ -31,6 +31,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def updates(out: Path) -> list[dict]:
+    """Return the metrics of every update of a training below `out`."""
+    (file,) = out.glob("stages/train-*/files/metrics.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Return a function that runs a command, expects an exit code, and returns the one line that says why."""
@@ -346,9 +352,11 @@ def test_other_rules_and_objectives(rule, seed_model, data, tmp_path):
     succeeds("score", samples, "--scorer", "verifier", "--data", data)
     settings = [["--k", "4", "--threshold", "2"], []][rule == "gold"]
     succeeds("select", samples, "--rule", rule, *settings)
-    objective = {"majority": "sft", "gold": "ipo"}[rule]
+    objective, loss = {"majority": ("sft", "nll_loss"), "gold": ("ipo", "preference_loss")}[rule]
     steps = ["--training.max_steps", "1"]
     succeeds("train", samples, "--model", seed_model, "--objective", objective, "--out", tmp_path / "tuned", *steps)
+    (update,) = updates(tmp_path / "tuned")
+    assert math.isfinite(update["loss"]) and loss in update
 
 
 def test_pairs_in_a_file_are_filtered_and_trained_on(seed_model, fails, tmp_path, capsys):
@@ -373,6 +381,9 @@ def test_training_on_labels(objective, seed_model, tmp_path):
     file.write_text("\n".join(map(json.dumps, rows)))
     steps = ["--training.max_steps", "2"]
     succeeds("train", file, "--model", seed_model, "--objective", objective, "--out", tmp_path / "tuned", *steps)
+    losses = [update["loss"] for update in updates(tmp_path / "tuned")]
+    untrained = {"kto": 0.5, "step_kto": 1.0}[objective]
+    assert len(losses) == 2 and losses[0] == pytest.approx(untrained, abs=1e-3) and losses[1] < losses[0]
     AutoModelForCausalLM.from_pretrained(tmp_path / "tuned" / "model")
 
 

@@ -109,7 +109,11 @@ def test_unsound(problem):
 
 @given(st.text(alphabet="ab3+#~.T?", max_size=30))
 def test_any_text(text):
-    WORLD.working(text), WORLD.thought_kind(text), WORLD.verify(Prompt.from_text(text, gold="1"), text)
+    lines = WORLD.working(text)
+    assert lines is None or (lines and all(WORLD.thought_kind(line) == "useful" for line in lines))
+    assert WORLD.thought_kind(text) in WORLD.thought_kinds
+    assert WORLD.verify(Prompt.from_text(text, gold="1"), text) == (WORLD.answer(text) == "1")
+    assert WORLD.verify(Prompt.from_text(text), text) is None
 
 
 @pytest.mark.parametrize(
