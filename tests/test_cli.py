@@ -10,7 +10,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 from tests import tiny
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from selftaught import cli
 from selftaught.config import to_dict
@@ -370,6 +370,16 @@ def test_pairs_in_a_file_are_filtered_and_trained_on(seed_model, fails, tmp_path
     succeeds("train", kept, "--model", seed_model, "--objective", "dpo", "--out", tmp_path / "tuned", *steps)
     assert "--rule rip alone" in fails(2, "select", file, "--rule", "gold")
     assert "is kept" in fails(3, "select", file, "--rule", "rip", "--bounds", '{"rejected_length": 1000}')
+
+
+def test_a_reward_model_is_trained_on_pairs(seed_model, tmp_path, capsys):
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"a={i};a?", "chosen": f"#### {i}", "rejected": f"#### {9 - i}"} for i in range(5)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    steps = ["--training.max_steps", "2"]
+    succeeds("train", file, "--model", seed_model, "--objective", "reward", "--out", tmp_path / "rewarder", *steps)
+    assert "trained on 5 examples" in capsys.readouterr().out
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "rewarder" / "model").config.num_labels == 1
 
 
 @pytest.mark.parametrize("objective", ["kto", "step_kto"])

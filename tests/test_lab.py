@@ -19,10 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from selftaught.errors import InputError, NothingToTrainOn, TrainingDiverged
 from selftaught.lab import Lab
 from selftaught.models.load import load_model, model_key
+from selftaught.scorers.reward_model import RewardModel
 from selftaught.scorers.verifier import Verifier
 from selftaught.scorers.votes import Votes
 from selftaught.select.pairs import ConsistencyPairs, MajorityDemonstrations
-from selftaught.specs import SFT, Evaluation, Lora, ModelSpec, Preference, Sampling, SeedModel, Training
+from selftaught.specs import SFT, BradleyTerry, Evaluation, Lora, ModelSpec, Preference, Sampling, SeedModel, Training
 from selftaught.store.groups import Groups
 from selftaught.store.run import RunDirectory
 from selftaught.store.stage import Stage, open_stage
@@ -374,6 +375,17 @@ def test_a_training_set_of_another_kind_is_refused(lab, model, base):
     with pytest.raises(InputError, match="holds Demonstration rows: Preference needs Pair rows"):
         lab.train(model, demonstrations, Preference(), SETTINGS)
     assert lab.train(model, demonstrations, SFT(), replace(SETTINGS, max_steps=1))
+
+
+def test_a_reward_model_is_trained_on_pairs_without_a_reference(lab, model, base):
+    pairs = pairs_of(lab, base)
+    rewarder = lab.train(model, pairs, BradleyTerry(), SETTINGS)
+    assert not [e for e in metrics(lab) if e["event"] == "stage" and e["verb"] == "reference"]
+    scores = lab.score(base, RewardModel(model=rewarder)).scores[-1]
+    assert len(scores) == sum(len(group.completions) for group in base) and all(s.value is not None for s in scores)
+    demonstrations = lab.select(base, MajorityDemonstrations(k=4, threshold=1), Demonstration)
+    with pytest.raises(InputError, match="holds Demonstration rows: BradleyTerry needs Pair rows"):
+        lab.train(model, demonstrations, BradleyTerry(), SETTINGS)
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

@@ -151,3 +151,42 @@ def test_every_row_is_keyword_only():
     for name in ("Document", "Prompt", "Completion", "Score", "Verdict", "Pair", "Demonstration", "Feedback", "Report"):
         with pytest.raises(TypeError):
             getattr(types, name)("x")
+
+
+# --- the part of a completion that is context only -------------------------------------------------------------------
+
+
+MASKED = (
+    Demonstration(prompt=PROMPT, completion=RIGHT, loss_from=(1,)),
+    Pair(prompt=PROMPT, chosen=RIGHT, rejected=WRONG, weight=0.5, loss_from=(1, 0)),
+)
+
+
+def test_rows_without_a_mask_are_what_they_were_before_there_were_masks():
+    """Stages made earlier are found by ids and, where rows are given, by their reprs."""
+    demonstration, pair = ROWS[5], ROWS[6]
+    assert (demonstration.id, content_id(repr(demonstration))) == (
+        "ea1a7138f91e1482429bdc68",
+        "9322dd7d82b12681592344c1",
+    )
+    assert (pair.id, content_id(repr(pair))) == ("ea7bf7d28375dda618d652e3", "f2d90354e2554d621394bb22")
+
+
+@pytest.mark.parametrize(("row", "whole"), [(MASKED[0], ROWS[5]), (MASKED[1], ROWS[6])], ids=kind)
+def test_a_mask_is_part_of_a_row(row, whole):
+    assert row.id != whole.id and row != whole and row.parents == whole.parents
+    assert f"loss_from={row.loss_from}" in repr(row) and "loss_from" not in repr(whole)
+    assert row.columns() == whole.columns() | {"loss_from": list(row.loss_from)}
+    assert dataclasses.replace(row, loss_from=(), id="") == whole
+    assert pickle.loads(pickle.dumps(row)) == row
+
+
+def test_no_character_of_context_is_no_mask():
+    same = Pair(prompt=PROMPT, chosen=RIGHT, rejected=WRONG, weight=0.5, loss_from=(0, 0))
+    assert same == ROWS[6] and same.loss_from == ()
+
+
+def test_masks_at_other_places_are_other_rows():
+    masks = [(), (1, 0), (0, 1), (1, 1), (2, 1)]
+    rows = [Pair(prompt=PROMPT, chosen=RIGHT, rejected=WRONG, loss_from=mask) for mask in masks]
+    assert len({row.id for row in rows}) == len({repr(row) for row in rows}) == len(masks)

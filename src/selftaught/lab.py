@@ -22,12 +22,14 @@ from selftaught.evals.evaluate import evaluate_greedy, evaluate_samples
 from selftaught.evals.metrics import PerProblem, ordering_quality, pair_margin
 from selftaught.executor import Executor, Inline
 from selftaught.models.load import model_key
+from selftaught.objectives import build_objective
 from selftaught.scorers.base import Scorer
 from selftaught.scorers.verifier import Verifier
 from selftaught.scorers.votes import Votes
 from selftaught.specs import (
     KTO,
     SFT,
+    BradleyTerry,
     Evaluation,
     ModelSpec,
     ObjectiveSpec,
@@ -49,8 +51,8 @@ from selftaught.train.loop import TrainJob
 from selftaught.types import Completion, Demonstration, Feedback, Pair, Prompt, Report, Score
 
 COMPLETIONS_PER_SHARD = 4096
-_EXAMPLES: dict[type, type] = {Preference: Pair, KTO: Feedback, StepKTO: Feedback}
-"""The rows that objectives with a reference train on."""
+_EXAMPLES: dict[type, type] = {Preference: Pair, KTO: Feedback, StepKTO: Feedback, BradleyTerry: Pair}
+"""The rows that objectives train on, where only one kind will do."""
 REFERENCE_SETTINGS = ("max_length", "precision", "strategy", "micro_batch_tokens", "tree_rows", "lora")
 GENERATE = "selftaught.engines.shards:generate_shards"
 REFERENCE = "selftaught.train.reference:reference_shards"
@@ -157,7 +159,8 @@ class Lab:
         if wanted is Feedback and reference not in (None, model):
             raise InputError("KTO's reference point is that of the model before training: leave reference out")
         settings = replace(settings, snapshots="epoch") if dev else settings
-        before = self._reference(reference or model, examples, settings) if wanted else None
+        needed = build_objective(objective).needs_reference
+        before = self._reference(reference or model, examples, settings) if needed else None
         parents = [examples.key] if before is None else [examples.key, before.key]
         params = {"model": model_key(model), "template": model.template, "objective": objective, "settings": settings}
 

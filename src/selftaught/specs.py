@@ -121,7 +121,17 @@ class StepKTO:
     length_normalize: bool = False
 
 
-ObjectiveSpec = SFT | Preference | KTO | StepKTO
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BradleyTerry:
+    """A reward model on pairs: each pair's -log sigmoid of how far the chosen reward leads, times its weight.
+
+    The mean divides by the number of pairs, with `weight_normalize` by the sum of their weights.
+    """
+
+    weight_normalize: bool = False
+
+
+ObjectiveSpec = SFT | Preference | KTO | StepKTO | BradleyTerry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ prompt, to all candidates and to what every scorer said of them. This module imp
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 Finish = Literal["stop", "length", "error"]
@@ -187,41 +187,60 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """A completion to imitate."""
+    """A completion to imitate.
+
+    `loss_from` holds one number: how many characters at the start of the completion's text are context only, which the
+    model reads and is not trained to write. Empty (which a 0 becomes) means that the whole completion is a target. The
+    mask is part of the id: to change it, `replace(row, loss_from=..., id="")`.
+    """
 
     prompt: Prompt
     completion: Completion
     weight: float = 1.0
+    loss_from: tuple[int, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[str, ...] = ()
     id: str = ""
 
     def __post_init__(self) -> None:
-        _link(self, "demonstration", self.completion)
+        _drop_empty_mask(self)
+        _link(self, "demonstration", self.completion, loss_from=self.loss_from)
+
+    def __repr__(self) -> str:
+        return _repr_without_empty_mask(self)
 
     def columns(self) -> dict[str, Any]:
-        """Return the ecosystem's prompt-completion columns."""
-        return {"prompt": self.prompt.text, "completion": self.completion.text}
+        """Return the ecosystem's prompt-completion columns, and `loss_from` where there is one: others ignore it."""
+        return {"prompt": self.prompt.text, "completion": self.completion.text, **_mask_column(self)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A completion to prefer over another, with the weight of the preference in the loss."""
+    """A completion to prefer over another, with the weight of the preference in the loss.
+
+    `loss_from` is that of a `Demonstration`, with two numbers: of the chosen and of the rejected completion.
+    """
 
     prompt: Prompt
     chosen: Completion
     rejected: Completion
     weight: float = 1.0
+    loss_from: tuple[int, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[str, ...] = ()
     id: str = ""
 
     def __post_init__(self) -> None:
-        _link(self, "pair", self.chosen, self.rejected)
+        _drop_empty_mask(self)
+        _link(self, "pair", self.chosen, self.rejected, loss_from=self.loss_from)
+
+    def __repr__(self) -> str:
+        return _repr_without_empty_mask(self)
 
     def columns(self) -> dict[str, Any]:
-        """Return the ecosystem's preference columns."""
-        return {"prompt": self.prompt.text, "chosen": self.chosen.text, "rejected": self.rejected.text}
+        """Return the ecosystem's preference columns, and `loss_from` where there is one: others ignore it."""
+        texts = {"chosen": self.chosen.text, "rejected": self.rejected.text}
+        return {"prompt": self.prompt.text, **texts, **_mask_column(self)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,11 +271,29 @@ class Feedback:
 Example = Demonstration | Pair | Feedback
 
 
-def _link(example: Example, kind: str, *completions: Completion) -> None:
+def _link(example: Example, kind: str, *completions: Completion, loss_from: tuple[int, ...] = ()) -> None:
+    ids = [c.id for c in completions]
     if not example.parents:
-        object.__setattr__(example, "parents", (example.prompt.id, *(c.id for c in completions)))
+        object.__setattr__(example, "parents", (example.prompt.id, *ids))
     if not example.id:
-        object.__setattr__(example, "id", content_id(kind, example.prompt.id, *(c.id for c in completions)))
+        # Rows without a mask keep the ids they had before there were masks.
+        mask = [loss_from] if loss_from else []
+        object.__setattr__(example, "id", content_id(kind, example.prompt.id, *ids, *mask))
+
+
+def _drop_empty_mask(example: Demonstration | Pair) -> None:
+    if not any(example.loss_from):
+        object.__setattr__(example, "loss_from", ())
+
+
+def _mask_column(example: Demonstration | Pair) -> dict[str, list[int]]:
+    return {"loss_from": list(example.loss_from)} if example.loss_from else {}
+
+
+def _repr_without_empty_mask(example: Demonstration | Pair) -> str:
+    # Stages of given rows are keyed by the rows' reprs: an empty mask must not show in them.
+    shown = [f.name for f in fields(example) if f.name != "loss_from" or example.loss_from]
+    return f"{type(example).__qualname__}({', '.join(f'{name}={getattr(example, name)!r}' for name in shown)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

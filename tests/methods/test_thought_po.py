@@ -52,6 +52,7 @@ def test_arms_are_settings_of_one_loop():
     assert arm_settings(SMOKE, "thought_judged_whole", ARMS).judged == "whole"
     assert arm_settings(SMOKE, "no_length_control", ARMS).length_control == "off"
     assert arm_settings(SMOKE, "no_parse_rejects", ARMS).unparsed_cap == 0.0
+    assert {arm for arm in ARMS if arm_settings(SMOKE, arm, ARMS).loss_on != "full"} == {"response_only"}
 
 
 def test_formats_are_the_tasks_own_where_it_has_some():
@@ -146,9 +147,9 @@ def events(out: Path, event: str, arm: str, number: int) -> list[dict]:
 
 
 def selected(out: Path, arm: str, number: int) -> list[Pair]:
-    return list(
-        open_stage((tiny.stages_of(out, "pairs", arm, number) or tiny.stages_of(out, "select", arm, number))[-1])
-    )
+    places = tiny.stages_of(out, "pairs", arm, number) or tiny.stages_of(out, "select", arm, number)
+    # Further instructions may have made no pair at all.
+    return list([stage for stage in map(open_stage, places) if len(stage)][-1])
 
 
 def test_every_arm_is_measured_before_and_after_every_round(run):
@@ -234,6 +235,23 @@ def one_round(cfg: Config, path: Path, seed: ModelSpec) -> list[Pair]:
         trained = train_round(cfg, lab, load_task(cfg.task), seed, {}, seed, 0)
         assert model_key(trained) != model_key(seed)
     return selected(path, "a", 1)
+
+
+@pytest.mark.parametrize("match_tokens", [True, False])
+def test_a_loss_on_responses_only_trains_on_the_same_pairs_without_their_thoughts(tmp_path, seed, match_tokens):
+    cfg = config(match_tokens=match_tokens, unparsed_cap=0.3, training=Training(lr=1e-3, max_steps=2))
+    masked = one_round(arm_settings(cfg, "response_only", ARMS), tmp_path / "run", seed)
+    (stage,) = tiny.stages_of(tmp_path / "run", "select", "a", 1)
+    assert [replace(p, loss_from=(), id="") for p in masked] == list(open_stage(stage))[: len(masked)]
+    assert any(max(p.loss_from, default=0) > 2 for p in masked)
+    for pair in masked:
+        for completion, begin in zip((pair.chosen, pair.rejected), pair.loss_from, strict=True):
+            parts = split(THINK, completion)
+            assert completion.text[begin:] == (completion.text if parts.error else parts.response)
+    (scores,) = tiny.stages_of(tmp_path / "run", "reference", "a", 1)
+    assert {s.span for s in open_stage(scores) if s.completion_id == masked[0].chosen.id} == {
+        (masked[0].loss_from[0], len(masked[0].chosen.text))
+    }
 
 
 def test_a_judge_that_sees_thoughts_and_likes_length_is_hacked(tmp_path, seed):

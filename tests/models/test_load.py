@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, PretrainedConfig
 
 from selftaught.errors import InputError
 from selftaught.models.load import (
     context_length,
     count_parameters,
+    load_classifier,
     load_config,
     load_model,
+    load_reward_model,
     load_tokenizer,
     model_key,
     tokenizer_fingerprint,
@@ -80,6 +83,31 @@ def test_an_adapter_is_applied(saved, adapter):
     plain, adapted = load_model(spec_of(saved)), load_model(spec_of(saved, adapter=str(adapter)))
     assert not torch.allclose(logits(plain), logits(adapted))
     assert not adapted.training
+
+
+def test_a_language_model_is_given_a_head_and_a_classifier_keeps_its_own(saved, own, adapter):
+    torch.manual_seed(0)
+    given, new = load_reward_model(spec_of(saved))
+    assert new and given.config.num_labels == 1 and not given.training
+    given.save_pretrained(own)
+    kept, new = load_reward_model(spec_of(own))
+    assert not new and torch.equal(kept.score.weight, given.score.weight)
+    torch.manual_seed(0)
+    adapted, new = load_reward_model(spec_of(saved, adapter=str(adapter)))
+    assert new and torch.equal(adapted.get_base_model().score.weight, given.score.weight)
+    assert not torch.allclose(logits(adapted), logits(given))
+    both, new = load_reward_model(spec_of(own, adapter=str(adapter)))
+    assert not new and torch.equal(logits(both), logits(adapted))
+    assert torch.equal(logits(load_classifier(spec_of(own, adapter=str(adapter)))), logits(both))
+
+
+def test_an_adapter_without_some_of_its_weights_is_refused(saved, adapter, tmp_path):
+    partial = Path(shutil.copytree(adapter, tmp_path / "partial"))
+    weights = load_file(partial / "adapter_model.safetensors")
+    name = next(name for name in weights if "lora_B" in name)
+    save_file({k: v for k, v in weights.items() if k != name}, partial / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"no reward model can be opened from .* holds no weights for .*lora_B"):
+        load_reward_model(spec_of(saved, adapter=str(partial)))
 
 
 def test_a_missing_pad_token_is_eos(own):

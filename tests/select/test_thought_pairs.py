@@ -18,6 +18,7 @@ from selftaught.select.thought_pairs import (
     choose,
     find_rho,
     normalise,
+    without_thoughts,
 )
 from selftaught.text.thoughts import ThoughtFormat, split
 from selftaught.types import Completion, Group, Prompt, Score, Verdict
@@ -268,3 +269,18 @@ def test_choose_agrees_with_a_loop(rows):
                 assert value[best] == pytest.approx(value.max()) and value[worst] == pytest.approx(value.min())
             elif len(set(scores)) == 1:
                 assert choice.worst[j] == -1
+
+
+def test_thoughts_are_context_and_what_cannot_be_split_is_not():
+    whole = list(PLAIN([group(["think#x", "#y", "t#z"], [2.0, 1.0, 1.5]), group(["a#long", "b#c"], [1.0, 0.0], "q")]))
+    masked = list(without_thoughts(whole, form=TAG))
+    assert [p.loss_from for p in masked] == [(6, 1), (2, 2)]
+    assert [p.chosen.text[p.loss_from[0] :] for p in masked] == ["x", "long"]
+    assert not {p.id for p in masked} & {p.id for p in whole}
+    assert [replace(p, loss_from=(), id="") for p in masked] == whole
+    one, other = masked[0], replace(masked[0].rejected, text="no marker", id="other")
+    (broken,) = without_thoughts([replace(one, rejected=other)], form=TAG)
+    assert broken.loss_from == (6, 0)
+    (cut,) = without_thoughts([replace(one, rejected=replace(one.rejected, finish="length"))], form=TAG)
+    assert cut.loss_from == (6, 0)
+    assert list(without_thoughts(whole, form=ThoughtFormat(name="none"))) == whole

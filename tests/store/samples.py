@@ -68,6 +68,8 @@ def every_type(text: str) -> list[object]:
         Demonstration(prompt=bare_prompt, completion=bare),
         Pair(prompt=prompt, chosen=completion, rejected=bare, weight=0.3, meta=meta),
         Pair(prompt=bare_prompt, chosen=unsampled, rejected=completion),
+        Demonstration(prompt=prompt, completion=completion, loss_from=(len(text) + 3,)),
+        Pair(prompt=prompt, chosen=completion, rejected=completion, loss_from=(0, 3)),
         Feedback(prompt=prompt, completion=completion, label=True, step_labels=steps, weight=2.0, meta=meta),
         Feedback(prompt=bare_prompt, completion=bare, label=False),
         Report(name=text, mean=0.5, stderr=0.01, n=3, unscored=2, parents=("x",)),

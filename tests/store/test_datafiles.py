@@ -164,3 +164,28 @@ def test_bad_feedback_is_named(tmp_path: Path, row: object, words: str) -> None:
     with pytest.raises(InputError, match=words) as error:
         list(read_feedback(save(tmp_path / "a.jsonl", row)))
     assert "line 1" in str(error.value)
+
+
+def test_context_of_completions(tmp_path: Path) -> None:
+    (pair,) = read_pairs(
+        save(tmp_path / "a.jsonl", {"prompt": "q", "chosen": "t#a", "rejected": "é🎈", "loss_from": [2, 1]})
+    )
+    assert pair.loss_from == (2, 1) and pair.prompt.meta == {}
+    (back,) = read_pairs(save(tmp_path / "b.jsonl", pair.columns()))
+    assert back == pair
+    shown = save(
+        tmp_path / "c.jsonl",
+        {"prompt": "q", "completion": "t#a", "loss_from": [3]},
+        {"prompt": "q", "completion": "t#a", "loss_from": None},
+        {"prompt": "q", "completion": "t#a", "loss_from": [0]},
+    )
+    assert [row.loss_from for row in read_demonstrations(shown)] == [(3,), (), ()]
+
+
+@pytest.mark.parametrize("loss_from", [[1], [1, 2, 0], [4, 0], [-1, 0], [True, 0], [1.0, 0], ["1", 0], [None, 0]])
+def test_bad_context_is_named(tmp_path: Path, loss_from: list) -> None:
+    path = save(tmp_path / "a.jsonl", {"prompt": "q", "chosen": "t#a", "rejected": "b", "loss_from": loss_from})
+    with pytest.raises(InputError, match=r"line 1: 'loss_from' = \[.* one number .* at most 3 and 1 here"):
+        list(read_pairs(path))
+    with pytest.raises(InputError, match="line 1: 'loss_from' = 3 is a whole number; it must be a list"):
+        list(read_pairs(save(tmp_path / "b.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b", "loss_from": 3})))

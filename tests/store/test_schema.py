@@ -43,6 +43,26 @@ def test_what_is_stored_comes_back(row_type: type, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("row_type", [Demonstration, Pair], ids=lambda t: t.__name__)
+def test_rows_written_before_there_were_masks_have_none(row_type: type, tmp_path: Path) -> None:
+    rows = rows_of(row_type)
+    with Store(tmp_path).writer("rows", "0" * 24, row_type) as writer:
+        writer.write(0, rows)
+        stage = writer.commit()
+    file = stage.path / stage.manifest["shards"][0]["file"]
+    pq.write_table(to_table(row_type, rows).drop_columns(["loss_from"]), file)
+    unmasked = [dataclasses.replace(row, loss_from=()) for row in rows]
+    assert list(stage) == unmasked
+    plain = [dataclasses.replace(row, meta={}) for row in unmasked]
+    assert list(stage.slice(0, len(rows), without=("meta",))) == plain
+
+
+def test_a_batch_without_a_required_column_is_refused() -> None:
+    (batch,) = to_table(Document, [Document(text="a")]).drop_columns(["text"]).to_batches()
+    with pytest.raises(InputError, match="Document rows cannot be read without 'text'"):
+        from_batch(Document, batch)
+
+
 @pytest.mark.parametrize("row_type", FIELDS, ids=lambda t: t.__name__)
 def test_slices_of_a_table_and_no_rows(row_type: type) -> None:
     rows = rows_of(row_type)

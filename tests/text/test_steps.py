@@ -2,9 +2,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import architectures
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as token_models
+from transformers import PreTrainedTokenizerFast
 
 from selftaught.errors import InputError
-from selftaught.text.steps import Segmentation, check_spans, cover, token_starts, token_steps
+from selftaught.text.steps import Segmentation, check_spans, cover, first_token, token_starts, token_steps
 
 HOSTILE = st.text(alphabet=st.sampled_from("ab \n\t.?!:#1$\\Step\u2028é🎈"), max_size=60)
 
@@ -103,3 +106,58 @@ def test_characters_of_several_tokens():
             return bytes(ids).decode("utf-8", "replace")
 
     assert token_starts(Bytes(), [97, *"é".encode(), 98], "aéb") == [0, 1, 2, 2]
+
+
+# --- the first token behind a character ------------------------------------------------------------------------------
+
+
+class Pieces(Merged):
+    """A slow tokenizer whose tokens are the given pieces."""
+
+    def __init__(self, *pieces: str):
+        self.pieces = pieces
+
+    def decode(self, ids, **options):
+        return "".join(self.pieces[i] for i in ids)
+
+
+@pytest.mark.parametrize(("begin", "first"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (6, 4)])
+def test_the_first_token_by_hand(begin, first):
+    """ "a b\ncd" in "a", " b", a line break, "cd" and an end lies at 0, 2 (its visible part), 3, 4 and 6.
+
+    Character 5 is inside of "cd", which is thus part of what precedes: the end alone is left."""
+    tokenizer = Pieces("a", " b", "\n", "cd", "")
+    assert first_token(tokenizer, [0, 1, 2, 3, 4], "a b\ncd", begin) == first
+
+
+def test_the_end_alone_and_nothing_at_all():
+    tokenizer = Pieces("ab", "")
+    assert first_token(tokenizer, [0, 1], "ab", 2) == 1
+    assert first_token(tokenizer, [0], "ab", 2) == 1 == len([0])
+    assert first_token(tokenizer, [0, 1], "ba", 1) is None
+
+
+class Bytes(Merged):
+    """A slow tokenizer of bytes."""
+
+    def decode(self, ids, **options):
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    vocabulary = {c: i for i, c in enumerate(["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    backend = Tokenizer(token_models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", clean_up_tokenization_spaces=False)
+
+
+BYTE_LEVEL = byte_level()
+
+
+@given(HOSTILE, st.integers(0, 60))
+def test_no_byte_of_a_character_is_on_the_wrong_side(text, begin):
+    begin = min(begin, len(text))
+    wanted = len(text[:begin].encode())
+    assert first_token(Bytes(), [*text.encode(), 256], text, begin) == wanted
+    assert first_token(BYTE_LEVEL, [*BYTE_LEVEL(text)["input_ids"], 0], text, begin) == wanted

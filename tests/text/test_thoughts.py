@@ -22,6 +22,7 @@ from selftaught.text.thoughts import (
     ask,
     join,
     load_format,
+    response_start,
     split,
     split_text,
 )
@@ -132,6 +133,16 @@ def test_any_text_is_split_or_has_a_named_error(text, form):
     assert not (parts.error and parts.response)
     if form.strict:
         assert form.response not in parts.response
+
+
+@given(PIECES.map("".join), st.sampled_from([*FORMATS.values(), STRICT, TAG]), st.sampled_from(["stop", "length"]))
+def test_a_response_begins_behind_its_marker(text, form, finish):
+    completion = Completion(prompt_id="p", k=0, text=text, finish=finish)
+    begin, parts = response_start(form, completion), split(form, completion)
+    if parts.error or not form.response:
+        assert begin == 0
+    else:
+        assert text[:begin].endswith(form.response) and text[begin:].strip() == parts.response
 
 
 @given(st.text(max_size=40), st.text(max_size=40), st.sampled_from([*FORMATS.values(), TAG]))

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from tests import architectures
 
 from selftaught.specs import ModelSpec, Preference, Training
-from selftaught.train.batching import Encoded, encode
+from selftaught.train.batching import Encoded, completions_of, encode
 from selftaught.train.loop import TrainJob
 from selftaught.types import Completion, Demonstration, Feedback, Pair, Prompt
 
@@ -31,6 +32,14 @@ def pairs(
         chosen, rejected = (Completion(prompt_id=asked.id, k=k, text=text(draw, *completion)) for k in range(2))
         made.append(Pair(prompt=asked, chosen=chosen, rejected=rejected, weight=draw.random()))
     return made
+
+
+def with_context(rows: Sequence[Any], seed: int = 0) -> list[Any]:
+    """Return `rows` with random parts of their completions as context, from nothing to the whole text."""
+    draw = random.Random(seed)
+    lengths = [[len(c.text) for c in completions_of(row)] for row in rows]
+    masks = [tuple(draw.randint(0, n) for n in row) for row in lengths]
+    return [replace(row, loss_from=mask, id="") for row, mask in zip(rows, masks, strict=True)]
 
 
 def demonstrations(count: int, seed: int = 0) -> list[Demonstration]:

@@ -21,7 +21,7 @@ from selftaught.train.batching import (
     tree_row,
     with_reference,
 )
-from selftaught.types import Completion, Demonstration, Prompt
+from selftaught.types import Completion, Demonstration, Pair, Prompt
 
 EXAMPLE = Encoded(
     id="e",
@@ -52,6 +52,39 @@ def test_separate_rows_by_hand():
     assert (first.sources.tolist(), first.targets.tolist(), first.owner.tolist()) == ([1, 2, 3], [20, 21, 1], [0, 0, 0])
     assert second.tokens.tolist() == [10, 11, 30]
     assert (second.sources.tolist(), second.targets.tolist(), second.owner.tolist()) == ([1, 2], [30, 1], [1, 1])
+
+
+def test_rows_with_context_by_hand():
+    """Of 20 21 1 the first two are context, of 30 1 the first: all are still read, and only the ends are predicted."""
+    masked = dataclasses.replace(EXAMPLE, context=(2, 1))
+    row, whole = tree_row(masked), tree_row(EXAMPLE)
+    assert (row.sources.tolist(), row.targets.tolist(), row.owner.tolist()) == ([3, 4], [1, 1], [0, 1])
+    for name in ("tokens", "positions", "segments"):
+        assert getattr(row, name).tolist() == getattr(whole, name).tolist()
+    assert row.parts == whole.parts
+    first, second = separate_rows(masked)
+    assert (first.tokens.tolist(), second.tokens.tolist()) == ([10, 11, 20, 21], [10, 11, 30])
+    assert (first.sources.tolist(), first.targets.tolist(), first.owner.tolist()) == ([3], [1], [0])
+    assert (second.sources.tolist(), second.targets.tolist(), second.owner.tolist()) == ([2], [1], [1])
+    for tree in (True, False):
+        batch = collate(make_items([masked, EXAMPLE], tree=tree), packed=tree, pad_id=0)
+        assert batch.lengths.tolist() == [1, 1, 3, 2] and batch.target_count == 7
+
+
+@pytest.mark.parametrize(("tree", "packed"), [(True, True), (False, True), (False, False)])
+def test_context_takes_away_targets_and_nothing_else(tree, packed):
+    pairs = samples.pairs(6)
+    whole, masked = (
+        collate(make_items(samples.encoded(rows), tree=tree), packed=packed, pad_id=0)
+        for rows in (pairs, samples.with_context(pairs))
+    )
+    assert all(torch.equal(masked.inputs[name], tensor) for name, tensor in whole.inputs.items())
+    assert 12 <= masked.target_count < whole.target_count
+    for owner, example in enumerate(e for row in samples.encoded(samples.with_context(pairs)) for e in row.context):
+        kept, before = masked.owner == owner, whole.owner == owner
+        assert torch.equal(masked.targets[kept], whole.targets[before][example:])
+        assert torch.equal(masked.sources[kept], whole.sources[before][example:])
+        assert masked.lengths[owner] == kept.sum() == whole.lengths[owner] - example
 
 
 def test_packed_and_padded_batches_hold_the_same_targets():
@@ -140,6 +173,56 @@ def test_empty_prompts_and_completions_are_named():
     row = Demonstration(prompt=prompt, completion=empty)
     with pytest.raises(InputError, match=f"completion {empty.id} has no token"):
         encode(architectures.tokenizer(), [row], "plain", "")
+
+
+def masked(text: str, loss_from: tuple[int, ...], **fields) -> Demonstration:
+    prompt = Prompt.from_text("ab")
+    completion = Completion(prompt_id=prompt.id, k=0, text=text, tokenizer="mine", **fields)
+    return Demonstration(prompt=prompt, completion=completion, loss_from=loss_from)
+
+
+def encode_one(row: Demonstration | Pair) -> Encoded:
+    (made,) = encode(architectures.tokenizer(), [row], "plain", "mine")
+    return made
+
+
+def test_context_in_characters_is_context_in_tokens():
+    """ "é" and "🎈" are one token each, an unknown one; "thought" given as its seven sampled letters stays as it is."""
+    for begin in range(5):
+        assert encode_one(masked("aé🎈b", (begin,))).first_targets == (begin,)
+    made = encode_one(masked("aé🎈b", (4,)))
+    assert made.completions[0][4:].tolist() == [1] and made.target_spans == ((4, 4),)
+    assert encode_one(masked("aé🎈b", (0,))).context == ()
+    sampled = encode_one(masked("ab", (1,), token_ids=(3, 4, 1)))
+    assert (sampled.first_targets, sampled.retokenised, sampled.target_spans) == ((1,), 0, ((1, 2),))
+
+
+def test_each_completion_has_a_name_of_its_own_for_each_mask():
+    (pair,) = samples.pairs(1, completion=(4, 8))
+    whole, one, other = (encode_one(dataclasses.replace(pair, loss_from=mask, id="")) for mask in ((), (2, 0), (3, 1)))
+    chosen, rejected = pair.chosen.id, pair.rejected.id
+    length = len(pair.chosen.text)
+    assert whole.completion_keys == (chosen, rejected)
+    assert one.completion_keys == (f"{chosen}[2:{length}]", rejected)
+    assert not {*other.completion_keys} & {*whole.completion_keys, *one.completion_keys}
+    with pytest.raises(InputError, match=rf"completion {chosen}\[2:{length}\] has no reference log-prob"):
+        with_reference(make_items([one], tree=True)[0], {chosen: -1.0, rejected: -2.0})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (masked("abc", (4,)), r"loss_from=4 of completion \w+ lies outside of its 3 characters: mend or empty"),
+        (masked("abc", (-1,)), r"loss_from=-1 of completion \w+ lies outside"),
+        (masked("abc", (1, 1)), r"loss_from=\(1, 1\) must have 1 numbers, one for each completion"),
+        (masked("abc", (1,), token_ids=(9, 9, 1)), r"loss_from=1 of completion \w+ has no place in its tokens"),
+        (masked("abc", (3,), token_ids=(3, 4, 5), finish="length"), r"loss_from=3 of completion \w+ leaves no target"),
+    ],
+)
+def test_context_that_makes_no_sense_is_named(row, message):
+    with pytest.raises(InputError, match=f"^example {row.id}: {message}") as error:
+        encode_one(row)
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_reference_is_named():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.train import samples
 
-from selftaught.specs import Lora, ModelSpec, StepKTO
+from selftaught.specs import BradleyTerry, Lora, ModelSpec, StepKTO
 from selftaught.train.distributed import Ranks, join_ranks
 from selftaught.train.loop import train
 
@@ -79,6 +79,13 @@ def test_reference_points_are_those_of_the_whole_batch(model, two, strategy, tmp
     train(samples.job(model, tmp_path, settings=samples.settings(), **told))
     assert_same(two / f"{strategy}-feedback", tmp_path, 1e-4)
     assert any(line["kl"] > 0 or line["step_kl"] > 0 for line in samples.metrics(tmp_path))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_reward_models_start_from_the_same_head(model, two, strategy, tmp_path):
+    rewarded = {"examples": samples.pairs(9), "objective": BradleyTerry()}
+    train(samples.job(model, tmp_path, settings=samples.settings(), **rewarded))
+    assert_same(two / f"{strategy}-rewards", tmp_path, 1e-4)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

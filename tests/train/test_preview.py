@@ -30,6 +30,16 @@ def test_a_pair_shows_both_completions():
     assert shown.count("⟦") == shown.count("<eos>⟧") == 2
 
 
+def test_context_stands_before_the_targets():
+    (row,) = samples.encoded(samples.pairs(1, completion=(4, 4)))
+    masked = dataclasses.replace(row, context=(3, 0))
+    shown, plain = (preview([e], architectures.tokenizer()).splitlines() for e in (masked, row))
+    text = plain[2].removeprefix("  ⟦").removesuffix("<eos>⟧ 5 targets")
+    assert shown[2] == f"  {text[:3]}⟦{text[3:]}<eos>⟧ 2 targets behind 3 tokens without loss"
+    assert shown[3] == plain[3]
+    check_ends([masked], [1])
+
+
 def test_a_finished_completion_without_its_end_is_an_error():
     row = one()
     check_ends([row], [1])

@@ -1,5 +1,7 @@
 """Tests of selftaught.train.reference."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.train import samples
@@ -7,7 +9,9 @@ from tests.train import samples
 from selftaught.models.load import load_model
 from selftaught.specs import Lora, ModelSpec
 from selftaught.store.stage import Store
-from selftaught.train.reference import reference_logps, reference_shards
+from selftaught.train.batching import make_items, with_reference
+from selftaught.train.loop import train
+from selftaught.train.reference import read_reference, reference_logps, reference_shards
 from selftaught.types import Pair, Score
 
 
@@ -69,3 +73,45 @@ def test_shards_written_in_two_passes_hold_every_completion_once_and_in_order(mo
     assert [s.completion_id for s in whole] == [c.id for p in rows for c in (p.chosen, p.rejected)]
     assert [s.completion_id for s in split] == [s.completion_id for s in whole]
     assert [s.value for s in split] == pytest.approx([s.value for s in whole], abs=1e-4)
+
+
+# --- completions with context ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tree_rows", [True, False])
+def test_log_probs_behind_context_are_sums_over_the_rest(model, tree_rows):
+    """The same completions whole and with three characters (tokens, to this tokenizer) of context, in one reference."""
+    (pair,) = samples.pairs(1, completion=(6, 12))
+    masked = replace(pair, loss_from=(3, 0), id="")
+    network, (row,) = load_model(model), samples.encoded([pair])
+    tokens = torch.cat([torch.from_numpy(row.prompt), torch.from_numpy(row.completions[0])])
+    logps = network(tokens[None]).logits[0, :-1].log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
+    scores = reference_logps(model, [pair, masked], samples.settings(tree_rows=tree_rows))
+    spans = [None, None, (3, len(pair.chosen.text))]
+    assert [(s.completion_id, s.span) for s in scores] == list(
+        zip([pair.chosen.id, pair.rejected.id, pair.chosen.id], spans, strict=True)
+    )
+    first = len(row.prompt) - 1
+    assert scores[0].value == pytest.approx(logps[first:].sum().item(), abs=1e-4)
+    assert scores[2].value == pytest.approx(logps[first + 3 :].sum().item(), abs=1e-4)
+    reference = read_reference(scores)
+    for example, wanted in ((pair, scores[:2]), (masked, [scores[2], scores[1]])):
+        (item,) = make_items(samples.encoded([example]), tree=True)
+        assert with_reference(item, reference).reference == tuple(s.value for s in wanted)
+
+
+def test_training_with_context_from_stages_and_from_rows_is_the_same(model, tmp_path):
+    rows, store, stages = samples.with_context(samples.pairs(6)), Store(tmp_path / "store"), {}
+    scores = reference_logps(model, rows, samples.settings())
+    for name, row_type, content in (("pairs", Pair, rows), ("reference", Score, scores)):
+        with store.writer(name, name, row_type) as writer:
+            writer.write(0, content)
+            stages[name] = writer.commit().path
+    alone = samples.job(model, tmp_path / "alone", examples=rows)
+    staged = replace(alone, out=tmp_path / "staged", examples=stages["pairs"], reference=stages["reference"])
+    for job in (alone, staged):
+        train(job)
+    assert samples.metrics(alone.out) == samples.metrics(staged.out)
+    whole = samples.job(model, tmp_path / "whole", examples=samples.pairs(6))
+    train(whole)
+    assert samples.metrics(whole.out)[0]["logps/chosen"] < samples.metrics(alone.out)[0]["logps/chosen"]

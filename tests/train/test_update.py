@@ -118,6 +118,58 @@ def test_the_gradient_is_that_of_the_published_loss():
     assert_same({name.removeprefix("model."): g for name, g in found.items()}, expected)
 
 
+# --- completions with context ----------------------------------------------------------------------------------------
+
+
+def context_items(spec: ObjectiveSpec, tree: bool) -> list[Item]:
+    rows = samples.demonstrations(6) if isinstance(spec, SFT) else PAIRS
+    made = make_items(samples.encoded(samples.with_context(rows)), tree)
+    if isinstance(spec, SFT):
+        return made
+    reference = {key: REFERENCE[key.partition("[")[0]] for item in made for key in item.example.completion_keys}
+    return [with_reference(item, reference) for item in made]
+
+
+def published(spec: ObjectiveSpec, model: PreTrainedModel, batch: Sequence[Item]) -> torch.Tensor:
+    """The loss written out on the model's own logits, summed over what follows the context only."""
+    total, tokens = 0.0, 0
+    for item in batch:
+        logps, lengths = [], []
+        for completion, first in zip(item.example.completions, item.example.first_targets, strict=True):
+            ids = torch.tensor([[*item.example.prompt, *completion]])
+            table = model(ids).logits[0, len(item.example.prompt) - 1 + first : -1].log_softmax(-1)
+            logps.append(table.gather(1, torch.tensor(completion[first:])[:, None]).sum())
+            lengths.append(len(completion) - first)
+        tokens += sum(lengths)
+        if isinstance(spec, SFT):
+            total = total - item.example.weight * logps[0]
+            continue
+        per = lengths if spec.length_normalize or spec.loss == "ipo" else [1, 1]
+        h = (logps[0] - item.reference[0]) / per[0] - (logps[1] - item.reference[1]) / per[1]
+        loss = (h - 1 / (2 * spec.beta)) ** 2 if spec.loss == "ipo" else -torch.nn.functional.logsigmoid(spec.beta * h)
+        total = total + item.example.weight * (loss - spec.nll_alpha * logps[0] / lengths[0])
+    return total / (tokens if isinstance(spec, SFT) else len(batch))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Preference(beta=0.5, nll_alpha=1.0),
+        Preference(beta=0.5, length_normalize=True),
+        Preference(beta=0.5, loss="ipo"),
+        SFT(),
+    ],
+    ids=str,
+)
+def test_the_gradient_behind_context_is_that_of_the_published_loss(spec):
+    model = copy.deepcopy(architectures.model("llama"))
+    published(spec, model, context_items(spec, tree=True)).backward()
+    expected = {f"model.{name}": p.grad for name, p in model.named_parameters()}
+    for packed, tree in ((True, True), (True, False), (False, False)):
+        found = gradients(updater(architectures.model("llama"), spec, packed=packed), context_items(spec, tree))
+        assert_same(found, expected)
+
+
 @pytest.mark.parametrize("spec", [PREFERENCE, Preference(loss="ipo"), SFT()], ids=str)
 def test_weight_zero_gives_zero_gradient(spec):
     weightless = [dataclasses.replace(i, example=dataclasses.replace(i.example, weight=0.0)) for i in items(spec)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from tests.train import samples
 
-from selftaught.specs import Lora, ModelSpec, StepKTO
+from selftaught.specs import BradleyTerry, Lora, ModelSpec, StepKTO
 from selftaught.train.loop import train
 from selftaught.train.update import Updater
 
@@ -53,6 +53,8 @@ def main() -> None:
         told = {"examples": samples.feedback(9), "objective": StepKTO(beta=0.3, step_beta=0.7)}
         halves = samples.settings(strategy=strategy, micro_batch_tokens=40)
         train(samples.job(model, root / f"{strategy}-feedback", settings=halves, **told))
+        rewarded = {"examples": pairs, "objective": BradleyTerry()}
+        train(samples.job(model, root / f"{strategy}-rewards", settings=halves, **rewarded))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from selftaught.cli.command import add_command, add_model, add_task, model_spec, open_lab, task_spec
 from selftaught.config import build, override
 from selftaught.errors import InputError, NothingToTrainOn
-from selftaught.specs import KTO, SFT, Evaluation, Preference, Sampling, StepKTO, Training
+from selftaught.specs import KTO, SFT, BradleyTerry, Evaluation, Preference, Sampling, StepKTO, Training
 
 if TYPE_CHECKING:
     from selftaught.lab import Lab
@@ -55,6 +55,14 @@ class StepKTOSettings:
 
     objective: StepKTO = field(default_factory=StepKTO)
     training: Training = field(default_factory=lambda: Training(lr=1e-6))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """What `train --objective reward` takes as --field value."""
+
+    objective: BradleyTerry = field(default_factory=BradleyTerry)
+    training: Training = field(default_factory=lambda: Training(lr=1e-5))
 
 
 def add_commands(commands) -> None:
@@ -109,7 +117,12 @@ def add_commands(commands) -> None:
         "data", type=Path, help="a directory that select wrote to, a stage, or a file in the ecosystem's columns"
     )
     add_model(parser)
-    parser.add_argument("--objective", required=True, choices=("sft", "dpo", "ipo", "kto", "step_kto"))
+    parser.add_argument(
+        "--objective",
+        required=True,
+        choices=("sft", "dpo", "ipo", "kto", "step_kto", "reward"),
+        help="reward trains a reward model on pairs, the others a language model",
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int)
 
@@ -210,6 +223,7 @@ def _train(arguments) -> None:
         "ipo": PreferenceSettings(objective=Preference(loss="ipo")),
         "kto": KTOSettings(),
         "step_kto": StepKTOSettings(),
+        "reward": RewardSettings(),
     }
     settings = override(kinds[arguments.objective], arguments.overrides)
     with open_lab(arguments.out, arguments) as lab:

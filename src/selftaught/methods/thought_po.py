@@ -12,7 +12,9 @@ t = 0 .. T-1, with fresh instructions x_i and a thought prompt p (Section 2):
                           (+ alpha NLL(z_c, y_c) / length)
        from M_t, which is also the reference, on this round's pairs only.
 
-The baseline is the same loop without p and z (arm `direct`).
+The baseline is the same loop without p and z (arm `direct`). The paper's loss is on thought and response alike:
+`loss_on` "full". Arm `response_only` takes the log-probs of y given z in step 6, so that thoughts are read and not
+trained; what could not be split stays in the loss as a whole.
 
 Departures, and choices where the paper is silent:
 - every arm trains on as many tokens a round as the first arm, prompts included: an arm whose pairs are shorter gets
@@ -28,7 +30,7 @@ Departures, and choices where the paper is silent:
   chosen responses are on average no longer than rejected ones;
 - at evaluation an output that cannot be split is wrong; the paper samples again;
 - the paper does not give beta, learning rate and batch size;
-- not built: a loss on response tokens only, lengths in tokens.
+- not built: lengths in tokens.
 """
 
 from bisect import bisect_right
@@ -50,7 +52,7 @@ from selftaught.methods.rounds import arm_settings, check_arms, run_rounds
 from selftaught.plan import PROMPT_TOKENS, Work, evaluation_plan, problem_counts, round_plan
 from selftaught.scorers.judges import Judge, OfResponses
 from selftaught.scorers.verifier import Verifier
-from selftaught.select.thought_pairs import ThoughtPairs
+from selftaught.select.thought_pairs import ThoughtPairs, without_thoughts
 from selftaught.specs import Evaluation, ModelSpec, Preference, Sampling, SeedModel, Training
 from selftaught.store.groups import Groups
 from selftaught.tasks import load_task
@@ -73,7 +75,8 @@ class Config:
     """Settings of Thought PO and its special cases. The first of `arms` sets the tokens of the others.
 
     `form` is a thought format: generic, specific, system, none, one of the task's own, or a YAML file. `judged`
-    "whole" shows the judge the thought too. `dev_problems` choose the epoch, by the judge or, without, by accuracy.
+    "whole" shows the judge the thought too, `loss_on` "response_only" keeps thoughts and markers out of the loss (the
+    paper's is "full"). `dev_problems` choose the epoch, by the judge or, without, by accuracy.
     """
 
     task: TaskSpec
@@ -94,6 +97,7 @@ class Config:
     elo_prior: float = 0.5
     beta: float = 0.1
     nll_alpha: float = 0.0
+    loss_on: Literal["full", "response_only"] = "full"
     training: Training = field(default_factory=lambda: Training(lr=1e-6, epochs=2, batch_size=32))
     arm_lr: dict[str, float] = field(default_factory=dict)
     dev_problems: int = 0
@@ -114,6 +118,7 @@ ARMS: dict[str, dict] = {
     "thought_judged_whole": {"judged": "whole"},
     "no_length_control": {"length_control": "off"},
     "no_parse_rejects": {"unparsed_cap": 0.0},
+    "response_only": {"loss_on": "response_only"},
 }
 
 
@@ -146,6 +151,8 @@ def train_round(
     pairs = make_pairs(cfg, lab, task, model, problems)
     if cfg.match_tokens:
         pairs = match_tokens(cfg, lab, task, model, t, pairs, tokens)
+    if cfg.loss_on == "response_only":
+        pairs = lab.stage("pairs", Pair, without_thoughts, pairs, form=thought_format(cfg, task))
     objective = Preference(beta=cfg.beta, nll_alpha=cfg.nll_alpha)
     dev = _dev_value(cfg, lab, task, seed_model) if cfg.dev_problems else None
     return lab.train(model, pairs, objective, cfg.training, dev=dev)  # step 6

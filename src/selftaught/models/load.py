@@ -52,34 +52,102 @@ def load_model(
     Raises:
         InputError: nothing can be opened there, or it is not a causal language model with all its weights.
     """
-    return _load(AutoModelForCausalLM, "causal language model", spec, device, dtype)
-
-
-def load_classifier(spec: ModelSpec, *, device: str | torch.device = "cpu") -> PreTrainedModel:
-    """Return the sequence classifier (a reward model) of `spec` on `device`, in eval mode, its adapter applied.
-
-    Raises:
-        InputError: nothing can be opened there, or it is not a sequence classifier with all its weights.
-    """
-    return _load(AutoModelForSequenceClassification, "sequence classifier", spec, device, None)
-
-
-def _load(
-    kind: Any, what: str, spec: ModelSpec, device: str | torch.device, dtype: torch.dtype | None
-) -> PreTrainedModel:
-    quiet_loading()
-    wanted = dtype or ("auto" if spec.dtype == "auto" else getattr(torch, spec.dtype))
-    with _opening(spec, what):
-        model, info = kind.from_pretrained(
-            _source(spec), dtype=wanted, output_loading_info=True, **_hub_arguments(spec)
-        )
-        if info["missing_keys"]:
-            raise ValueError(f"it holds no weights for {sorted(info['missing_keys'])[0]}, which would be random")
+    with _opening(spec, "causal language model"):
+        model, missing = _open(AutoModelForCausalLM, spec, dtype)
+        _refuse(missing)
         if spec.adapter:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, spec.adapter)
     return model.to(device).eval()
+
+
+def load_classifier(spec: ModelSpec, *, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """Return the sequence classifier (a reward model) of `spec` on `device`, in eval mode, its adapter applied.
+
+    The source may be a language model where the adapter holds a head with one label.
+
+    Raises:
+        InputError: nothing can be opened there, or it is not a sequence classifier with all its weights.
+    """
+    with _opening(spec, "sequence classifier"):
+        model, missing = _open_classifier(spec, None)
+        _refuse(missing)
+    return model.to(device).eval()
+
+
+def load_reward_model(
+    spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, bool]:
+    """Return a sequence classifier with one label, to be trained, and whether its head is new.
+
+    A language model is given a head, drawn from torch's random state; a classifier keeps its own.
+
+    Raises:
+        InputError: nothing can be opened there, weights other than the head's are missing, or it has several labels.
+    """
+    with _opening(spec, "reward model"):
+        model, missing = _open_classifier(spec, dtype)
+        if model.config.num_labels != 1:
+            raise InputError(
+                f"{spec.source} is a classifier with {model.config.num_labels} labels, and a reward model has one: "
+                "start from its language model, or from a classifier with num_labels=1"
+            )
+        inside = model.get_base_model() if spec.adapter else model
+        _refuse({name for name in missing if name.startswith(f"{inside.base_model_prefix}.")})
+    return model.to(device).eval(), bool(missing)
+
+
+def _open_classifier(spec: ModelSpec, dtype: torch.dtype | None) -> tuple[PreTrainedModel, set[str]]:
+    """Return the classifier of `spec`, its adapter applied, and the names of the weights that neither holds."""
+    known = load_config(spec).architectures or ()
+    # The configuration of a language model says 2 labels, for nobody set them.
+    labels = {} if any("ForSequenceClassification" in name for name in known) else {"num_labels": 1}
+    with _without_report():
+        model, missing = _open(AutoModelForSequenceClassification, spec, dtype, **labels)
+    return _with_head_and_adapter(model, missing, spec.adapter) if spec.adapter else (model, missing)
+
+
+def _with_head_and_adapter(model: PreTrainedModel, missing: set[str], adapter: str) -> tuple[PreTrainedModel, set[str]]:
+    """Return the classifier with an adapter, which may hold its head, and which of the `missing` weights still are."""
+    from peft import PeftConfig, PeftModelForSequenceClassification, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    config = PeftConfig.from_pretrained(adapter)
+    # The adapter of a language model has no head: with this task, peft trains and saves one beside it.
+    config.task_type, config.inference_mode = "SEQ_CLS", True
+    held, inside = load_peft_weights(adapter, device="cpu"), f"{model.base_model_prefix}."
+    # peft takes only adapters that have the head.
+    head = {f"base_model.model.{k}": v for k, v in model.state_dict().items() if not k.startswith(inside)}
+    adapted = PeftModelForSequenceClassification(model, config)
+    found = set_peft_model_state_dict(adapted, {**head, **held})
+    _refuse({name for name in found.missing_keys if "lora_" in name})
+    return adapted, {name for name in missing if f"base_model.model.{name}" not in held}
+
+
+def _open(kind: Any, spec: ModelSpec, dtype: torch.dtype | None, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    quiet_loading()
+    wanted = dtype or ("auto" if spec.dtype == "auto" else getattr(torch, spec.dtype))
+    model, info = kind.from_pretrained(
+        _source(spec), dtype=wanted, output_loading_info=True, **options, **_hub_arguments(spec)
+    )
+    return model, set(info["missing_keys"])
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from warning of missing weights: callers say which may be missing."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _refuse(missing: set[str]) -> None:
+    if missing:
+        raise ValueError(f"it holds no weights for {min(missing)}, which would be random")
 
 
 def quiet_loading() -> None:

@@ -1,13 +1,14 @@
 """Objectives: (model, batch) -> terms of a loss, built from `specs`."""
 
-from selftaught.objectives.base import Baseline, Batch, LogpsFn, Objective, Steps, Term
+from selftaught.objectives.base import Baseline, Batch, LogpsFn, Objective, RewardsFn, Steps, Term
+from selftaught.objectives.bradley_terry import BradleyTerryObjective
 from selftaught.objectives.kto import KTOObjective
 from selftaught.objectives.preference import PreferenceObjective
 from selftaught.objectives.sft import SFTObjective
 from selftaught.objectives.step_kto import StepKTOObjective
-from selftaught.specs import KTO, SFT, ObjectiveSpec, Preference, StepKTO
+from selftaught.specs import KTO, SFT, BradleyTerry, ObjectiveSpec, Preference, StepKTO
 
-__all__ = ["Baseline", "Batch", "LogpsFn", "Objective", "Steps", "Term", "build_objective"]
+__all__ = ["Baseline", "Batch", "LogpsFn", "Objective", "RewardsFn", "Steps", "Term", "build_objective"]
 
 
 def build_objective(spec: ObjectiveSpec) -> Objective:
@@ -21,4 +22,6 @@ def build_objective(spec: ObjectiveSpec) -> Objective:
             return KTOObjective(spec)
         case StepKTO():
             return StepKTOObjective(spec)
+        case BradleyTerry():
+            return BradleyTerryObjective(spec)
     raise TypeError(f"no objective for {type(spec).__name__}")

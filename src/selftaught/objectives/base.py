@@ -85,12 +85,17 @@ class Term:
 
 
 LogpsFn = Callable[[Batch], Tensor]
+RewardsFn = Callable[[Batch], Tensor]
 Baseline = Tensor
 """What `prepare` returned, added up over ranks."""
 
 
 class Objective(Protocol):
-    """A loss over batches. `model` maps a batch to the [M] float32 log-probabilities of its targets."""
+    """A loss over batches.
+
+    `model` maps a batch to the [M] float32 log-probabilities of its targets or, where `needs_rewards`, to the [S]
+    float32 rewards of its completions.
+    """
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -105,6 +110,11 @@ class Objective(Protocol):
     @property
     def needs_mismatched(self) -> bool:
         """Whether batches must hold prompts with completions of other prompts."""
+        ...
+
+    @property
+    def needs_rewards(self) -> bool:
+        """Whether it trains a reward model, and not a language model."""
         ...
 
     def counts(self, batch: Batch) -> dict[str, float]:

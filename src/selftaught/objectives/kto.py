@@ -26,6 +26,7 @@ class KTOObjective:
     terms = OUTCOME_TERMS
     needs_reference = True
     needs_mismatched = True
+    needs_rewards = False
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of completions for the loss, of good and of bad ones for what is reported of them."""

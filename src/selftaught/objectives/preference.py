@@ -33,6 +33,7 @@ class PreferenceObjective:
     terms = (*_LOSSES, *_REPORTED)
     needs_reference = True
     needs_mismatched = False
+    needs_rewards = False
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of pairs, or the sum of weights, for the losses, and the number of pairs for the rest."""

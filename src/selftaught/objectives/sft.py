@@ -19,6 +19,7 @@ class SFTObjective:
     terms = ("nll_loss",)
     needs_reference = False
     needs_mismatched = False
+    needs_rewards = False
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of target tokens, or of completions."""

@@ -33,6 +33,7 @@ class StepKTOObjective:
     spec: StepKTO
     terms = (*OUTCOME_TERMS, *STEP_TERMS)
     needs_reference = True
+    needs_rewards = False
 
     @property
     def needs_mismatched(self) -> bool:

@@ -95,7 +95,7 @@ def _rewards(
         batch = [rows[name] for name in names]
         # A classifier takes the last token that is not the pad token: one that may end a row would hide that end.
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id not in ends else _absent(batch)
-        model.config.pad_token_id = pad
+        model.config.get_text_config().pad_token_id = pad
         with torch.inference_mode():
             logits = model(**_padded(batch, pad, model.device)).logits
         yield from zip(names, logits[:, label].float().tolist(), strict=True)

@@ -6,7 +6,7 @@ What is compared are responses; what is paired are whole completions, thought an
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from selftaught.errors import InputError
 from selftaught.select.elo import battle_matrix, bradley_terry
-from selftaught.text.thoughts import NONE, Parts, ThoughtFormat, split
+from selftaught.text.thoughts import NONE, Parts, ThoughtFormat, response_start, split
 from selftaught.types import Completion, Group, Pair, content_id
 
 _EVEN = 1e-9
@@ -133,6 +133,18 @@ class ThoughtPairs:
                 taken[group] = rejected
                 total += not has_pair
         return taken
+
+
+def without_thoughts(
+    pairs: Iterable[Pair], dropped: Counter[str] | None = None, *, form: ThoughtFormat
+) -> Iterator[Pair]:
+    """Yield `pairs` with all that precedes the response, its marker included, as context and no part of the loss.
+
+    A completion that `form` cannot split stays in the loss as a whole.
+    """
+    for pair in pairs:
+        begins = tuple(response_start(form, completion) for completion in (pair.chosen, pair.rejected))
+        yield replace(pair, loss_from=begins, id="")
 
 
 class Candidates(NamedTuple):

@@ -41,32 +41,40 @@ def read_prompts(path: Path | str, limit: int | None = None) -> Iterator[Prompt]
 
 
 def read_demonstrations(path: Path | str, limit: int | None = None) -> Iterator[Demonstration]:
-    """Yield demonstrations from columns `prompt` and `completion`."""
+    """Yield demonstrations from columns `prompt` and `completion`, with `loss_from` where it is there."""
 
     def row(record: Record) -> Demonstration:
-        prompt = _prompt(record, ("completion",))
-        return Demonstration(prompt=prompt, completion=_completion(record, prompt, "completion", 0))
+        prompt = _prompt(record, ("completion", "loss_from"))
+        completion = _completion(record, prompt, "completion", 0)
+        return Demonstration(prompt=prompt, completion=completion, loss_from=_loss_from(record, completion))
 
-    return _read(Demonstration, path, {"prompt": _TALK, "completion": _TALK}, {}, row, limit)
+    required: Fields = {"prompt": _TALK, "completion": _TALK}
+    return _read(Demonstration, path, required, {"loss_from": list}, row, limit)
 
 
 def read_pairs(path: Path | str, limit: int | None = None) -> Iterator[Pair]:
-    """Yield pairs from columns `prompt`, `chosen` and `rejected`, with `weight` where it is there.
+    """Yield pairs from columns `prompt`, `chosen` and `rejected`, with `weight` and `loss_from` where they are there.
 
     Scores of both sides, under any of the names in `SCORES`, become the pair's meta `score_chosen` and
     `score_rejected`.
     """
 
     def row(record: Record) -> Pair:
-        taken = ("chosen", "rejected", "weight", *SCORES["score_chosen"], *SCORES["score_rejected"])
+        taken = ("chosen", "rejected", "weight", "loss_from", *SCORES["score_chosen"], *SCORES["score_rejected"])
         prompt = _prompt(record, taken)
         chosen, rejected = (_completion(record, prompt, name, k) for k, name in enumerate(("chosen", "rejected")))
-        weight = float(record.fields.get("weight", 1.0))
-        return Pair(prompt=prompt, chosen=chosen, rejected=rejected, weight=weight, meta=_scores(record))
+        return Pair(
+            prompt=prompt,
+            chosen=chosen,
+            rejected=rejected,
+            weight=float(record.fields.get("weight", 1.0)),
+            loss_from=_loss_from(record, chosen, rejected),
+            meta=_scores(record),
+        )
 
     scores: Fields = dict.fromkeys((name for names in SCORES.values() for name in names), float)
     required: Fields = {"prompt": _TALK, "chosen": _TALK, "rejected": _TALK}
-    return _read(Pair, path, required, {"weight": float, **scores}, row, limit)
+    return _read(Pair, path, required, {"weight": float, "loss_from": list, **scores}, row, limit)
 
 
 def read_feedback(path: Path | str, limit: int | None = None, separator: str = "\n") -> Iterator[Feedback]:
@@ -177,6 +185,18 @@ def _completion(record: Record, prompt: Prompt, name: str, k: int) -> Completion
             raise InputError(f"{record.where}: {name!r} has {len(turns)} messages; give one, with role assistant")
         value = turns[0].content
     return Completion(prompt_id=prompt.id, k=k, text=value, id=content_id("given", prompt.id, k, value))
+
+
+def _loss_from(record: Record, *completions: Completion) -> tuple[int, ...]:
+    values = record.fields.get("loss_from", [])
+    lengths = [len(completion.text) for completion in completions]
+    whole = all(type(value) is int for value in values) and len(values) in (0, len(lengths))
+    if not whole or not all(0 <= value <= length for value, length in zip(values, lengths, strict=False)):
+        raise InputError(
+            f"{record.where}: 'loss_from' = {values!r:.60} must be a list of one number of characters per completion, "
+            f"at most {' and '.join(map(str, lengths))} here; mend or remove it"
+        )
+    return tuple(values)
 
 
 def _scores(record: Record) -> dict[str, float]:

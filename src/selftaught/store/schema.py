@@ -175,6 +175,7 @@ _JSON = _json()
 _TEXTS = _lists(_TEXT)
 _TOKENS = _lists(_integers(pa.int32(), "i"))
 _LOGPROBS = _lists(_scalars(pa.float32(), 0.0))
+_OFFSETS = _lists(_OFFSET)
 _SPAN = _structs({"start": _OFFSET, "end": _OFFSET})
 _STEPS = _lists(_structs({"start": _OFFSET, "end": _OFFSET, "label": _FLAG}))
 _MESSAGES = _lists(
@@ -223,8 +224,8 @@ FIELDS: dict[type, dict[str, Kind]] = {
         "note": _TEXT,
         **_LINKS,
     },
-    Demonstration: {"weight": _NUMBER, "meta": _JSON, **_LINKS},
-    Pair: {"weight": _NUMBER, "meta": _JSON, **_LINKS},
+    Demonstration: {"weight": _NUMBER, "loss_from": _OFFSETS, "meta": _JSON, **_LINKS},
+    Pair: {"weight": _NUMBER, "loss_from": _OFFSETS, "meta": _JSON, **_LINKS},
     Feedback: {"label": _FLAG, "step_labels": _STEPS, "weight": _NUMBER, "meta": _JSON, **_LINKS},
     Report: {"name": _TEXT, "mean": _NUMBER, "stderr": _NUMBER, "n": _INTEGER, "unscored": _INTEGER, **_LINKS},
 }
@@ -328,9 +329,10 @@ def _complaint(row_type: type, row_id: str, name: str, value: Any, error: Except
 
 
 def from_batch(row_type: type[Row], batch: pa.RecordBatch, without: Collection[str] = ()) -> list[Row]:
-    """Return the rows of a batch that holds all columns of `row_type`, apart from the fields `without`.
+    """Return the rows of a batch of `row_type`, apart from the fields `without`.
 
-    Fields left out have their default.
+    Fields left out have their default, and so have those that the type did not have when the batch was written;
+    InputError if a required one is missing.
     """
     return _rows(row_type, batch, "", without)
 
@@ -339,8 +341,9 @@ def _rows(row_type: type[Row], batch: pa.RecordBatch, prefix: str, without: Coll
     # Slots are filled column by column at C speed. The constructor would take several times longer, to check and
     # hash what was checked and hashed when the row was made.
     rows = list(map(object.__new__, repeat(row_type, batch.num_rows)))
+    columns = frozenset(batch.schema.names)
     for name, kind in FIELDS[row_type].items():
-        if name in without:
+        if name in without or _column(prefix, name) not in columns:
             _fill(row_type, name, rows, (default_of(row_type, name) for _ in rows))
         else:
             _fill(row_type, name, rows, kind.unpack(batch.column(_column(prefix, name))))

@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Literal
@@ -132,6 +132,35 @@ def token_starts(tokenizer: Any, ids: Sequence[int], text: str) -> list[int] | N
     return [min(max(start + shift, 0), len(text)) for start in starts]
 
 
+def first_token(tokenizer: Any, ids: Sequence[int], text: str, begin: int) -> int | None:
+    """Return the index of the first token of `text[begin:]`: `len(ids)` where it has none.
+
+    A token belongs where its first visible character lies (a blank token where it begins), so one across `begin` is
+    part of what precedes. A token after the end of the text (the end-of-turn token) is always one of `text[begin:]`.
+    None where the ids do not spell `text`.
+    """
+    starts = token_starts(tokenizer, ids, text)
+    if starts is None:
+        return None
+    first = next((i for i, place in enumerate(_first_visible(starts, text)) if place >= begin), len(ids))
+    # The last bytes of a character can count as beginning behind it, and are part of it all the same.
+    while first < len(ids) and _inside_a_character(tokenizer, ids, first):
+        first += 1
+    return first
+
+
+def _inside_a_character(tokenizer: Any, ids: Sequence[int], place: int) -> bool:
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    before = tokenizer.decode(list(ids[:place]), **options)
+    return before.endswith("\ufffd") and not tokenizer.decode(list(ids), **options).startswith(before)
+
+
+def _first_visible(starts: Sequence[int], text: str) -> Iterator[int]:
+    for start, following in pairwise([*starts, len(text)]):
+        piece = text[start:following]
+        yield start + (len(piece) - len(piece.lstrip()) if piece.strip() else 0)
+
+
 def token_steps(starts: Sequence[int], text: str, spans: Sequence[Span]) -> list[int]:
     """Return the number of each token's step, counted from 1; 0 for a token outside of all `spans`.
 
@@ -143,9 +172,8 @@ def token_steps(starts: Sequence[int], text: str, spans: Sequence[Span]) -> list
     """
     begins = [start for start, _ in spans]
     steps = []
-    for start, following in pairwise([*starts, len(text)]):
-        piece = text[start:following]
-        place = min(start + (len(piece) - len(piece.lstrip()) if piece.strip() else 0), len(text) - 1)
+    for visible in _first_visible(starts, text):
+        place = min(visible, len(text) - 1)
         step = bisect_right(begins, place)
         steps.append(step if step and place < spans[step - 1][1] else 0)
     return steps

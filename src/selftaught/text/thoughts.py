@@ -92,9 +92,7 @@ def split_text(form: ThoughtFormat, text: str) -> Parts:
     if not form.response:
         response = text.strip()
         return Parts(response=response, error="" if response else EMPTY_RESPONSE)
-    opened = text.find(form.thought) if form.thought else -1
-    behind = opened + len(form.thought) if opened >= 0 else 0
-    # One marker may hold the other: what the thought marker covers is not searched.
+    opened, behind = _thought_marker(form, text)
     start = text.find(form.response, behind)
     if start < 0:
         return Parts(error=WRONG_ORDER if opened >= 0 and form.response in text else NO_RESPONSE_MARKER)
@@ -105,6 +103,23 @@ def split_text(form: ThoughtFormat, text: str) -> Parts:
         return Parts(thought=thought, error=SECOND_RESPONSE)
     response = response.strip()
     return Parts(thought=thought, response=response, error="" if response else EMPTY_RESPONSE)
+
+
+def response_start(form: ThoughtFormat, completion: Completion) -> int:
+    """Return the character behind the response marker; 0 without a marker, and where `split` finds no response."""
+    if not form.response or split(form, completion).error:
+        return 0
+    _, behind = _thought_marker(form, completion.text)
+    return completion.text.find(form.response, behind) + len(form.response)
+
+
+def _thought_marker(form: ThoughtFormat, text: str) -> tuple[int, int]:
+    """Return where the thought marker begins, -1 without one, and where the response marker is searched from.
+
+    One marker may hold the other: what the thought marker covers is not searched.
+    """
+    opened = text.find(form.thought) if form.thought else -1
+    return opened, opened + len(form.thought) if opened >= 0 else 0
 
 
 def join(form: ThoughtFormat, thought: str, response: str) -> str:

@@ -9,10 +9,10 @@ import torch
 
 from selftaught.errors import InputError
 from selftaught.objectives.base import Batch, Steps
-from selftaught.text.steps import Span, check_spans, token_starts, token_steps
+from selftaught.text.steps import Span, check_spans, first_token, token_starts, token_steps
 from selftaught.text.templates import encode_completion, encode_prompt
 from selftaught.train.layout import Layout, make_layout
-from selftaught.types import Completion, Example, Feedback, Pair
+from selftaught.types import Completion, Demonstration, Example, Feedback, Pair
 
 Ids = np.ndarray
 
@@ -20,6 +20,9 @@ Ids = np.ndarray
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
     """An example as ids: its prompt, its completions in order (chosen before rejected), and what the loss needs.
+
+    `context` counts the tokens at the start of each completion that are inputs and no targets, and `target_spans` are
+    the characters of its text that are targets (None: all); both are empty where everything is a target.
 
     Feedback has a `label`; `steps` holds the number of each token's labelled step, from 1 to S and 0 outside of them,
     `step_labels` and `step_spans` (in characters of the text) are the steps' own.
@@ -32,10 +35,33 @@ class Encoded:
     completion_ids: tuple[str, ...]
     finished: tuple[bool, ...]
     retokenised: int
+    context: tuple[int, ...] = ()
+    target_spans: tuple[Span | None, ...] = ()
     label: bool | None = None
     steps: Ids | None = None
     step_labels: tuple[bool, ...] = ()
     step_spans: tuple[Span, ...] = ()
+
+    @property
+    def first_targets(self) -> tuple[int, ...]:
+        """The index of the first target among each completion's tokens."""
+        return self.context or (0,) * len(self.completions)
+
+    @property
+    def target_counts(self) -> tuple[int, ...]:
+        """How many targets each completion has."""
+        return tuple(len(c) - first for c, first in zip(self.completions, self.first_targets, strict=True))
+
+    @property
+    def scored_spans(self) -> tuple[tuple[str, Span | None], ...]:
+        """What the reference scores: id and characters (None: all) of each completion, then of each step."""
+        wholes = zip(self.completion_ids, self.target_spans or (None,) * len(self.completion_ids), strict=True)
+        return (*wholes, *((self.completion_ids[0], span) for span in self.step_spans))
+
+    @property
+    def completion_keys(self) -> tuple[str, ...]:
+        """The names under which the reference keeps the log-prob of each completion's targets."""
+        return tuple(reference_key(*scored) for scored in self.scored_spans[: len(self.completion_ids)])
 
     @property
     def step_keys(self) -> tuple[str, ...]:
@@ -54,7 +80,7 @@ class Encoded:
 
 
 def reference_key(completion_id: str, span: Span | None) -> str:
-    """Return the name under which the reference keeps the log-prob of a completion or, given a span, of its step."""
+    """Return the name under which the reference keeps the log-prob of a completion or, given a span, of that part."""
     return completion_id if span is None else f"{completion_id}[{span[0]}:{span[1]}]"
 
 
@@ -67,7 +93,7 @@ def encode(tokenizer: Any, examples: Sequence[Example], template: str, fingerpri
     """Return `examples` as ids.
 
     Raises:
-        InputError: a prompt or a completion has no token; names the example.
+        InputError: a prompt or a completion has no token, or no target behind its context; names the example.
     """
     return [_encode_one(tokenizer, example, template, fingerprint) for example in examples]
 
@@ -93,8 +119,42 @@ def _encode_one(tokenizer: Any, example: Example, template: str, fingerprint: st
         completion_ids=tuple(c.id for c in rows),
         finished=tuple(c.finish == "stop" for c in rows),
         retokenised=sum(again),
-        **(_feedback_fields(tokenizer, example, ids[0]) if isinstance(example, Feedback) else {}),
+        **(
+            _feedback_fields(tokenizer, example, ids[0])
+            if isinstance(example, Feedback)
+            else _context_fields(tokenizer, example, ids)
+        ),
     )
+
+
+def _context_fields(tokenizer: Any, example: Demonstration | Pair, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+    if not example.loss_from:
+        return {}
+    rows = completions_of(example)
+    if len(example.loss_from) != len(rows):
+        raise InputError(
+            f"example {example.id}: loss_from={example.loss_from} must have {len(rows)} numbers, one for each "
+            "completion: mend or empty it"
+        )
+    parts = list(zip(rows, ids, example.loss_from, strict=True))
+    return {
+        "context": tuple(_first_target(tokenizer, f"example {example.id}", *part) for part in parts),
+        "target_spans": tuple((begin, len(c.text)) if begin else None for c, _, begin in parts),
+    }
+
+
+def _first_target(tokenizer: Any, name: str, completion: Completion, ids: Sequence[int], begin: int) -> int:
+    if not begin:
+        return 0
+    where = f"{name}: loss_from={begin} of completion {completion.id}"
+    if not 0 < begin <= len(completion.text):
+        raise InputError(f"{where} lies outside of its {len(completion.text)} characters: mend or empty loss_from")
+    first = first_token(tokenizer, ids, completion.text, begin)
+    if first is None:
+        raise InputError(f"{where} has no place in its tokens, which do not spell its text: empty loss_from")
+    if first == len(ids):
+        raise InputError(f"{where} leaves no target: lower it, or leave the example out")
+    return first
 
 
 def _feedback_fields(tokenizer: Any, example: Feedback, ids: Sequence[int]) -> dict[str, Any]:
@@ -148,8 +208,8 @@ def as_steps(example: Encoded) -> list[Encoded]:
 class Row:
     """One row of input: `sources` are indices into `tokens`, `owner` counts the example's completions from 0.
 
-    The last token of a completion is a target and never an input. `parts` are the lengths of what attention treats
-    apart: the prompt and each completion of a tree, or the whole row.
+    The last token of a completion is a target and never an input, its context an input and never a target. `parts` are
+    the lengths of what attention treats apart: the prompt and each completion of a tree, or the whole row.
     """
 
     tokens: Ids
@@ -165,15 +225,17 @@ def tree_row(example: Encoded) -> Row:
     """Return the prompt followed by all completions, each of which continues from the prompt's last token."""
     prompt = len(example.prompt)
     lengths = [len(c) - 1 for c in example.completions]
+    firsts = example.first_targets
     starts = prompt + np.cumsum([0, *lengths[:-1]])
-    spans = [np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]
+    # Entry i is the place of the token that predicts the completion's token i.
+    sources = [np.concatenate([[prompt - 1], np.arange(s, s + n)]) for s, n in zip(starts, lengths, strict=True)]
     return Row(
         tokens=np.concatenate([example.prompt, *(c[:-1] for c in example.completions)]),
         positions=np.concatenate([np.arange(prompt), *(np.arange(prompt, prompt + n) for n in lengths)]),
         segments=np.repeat(np.arange(len(lengths) + 1) if len(lengths) > 1 else [0, 0], [prompt, *lengths]),
-        sources=np.concatenate([part for span in spans for part in ([prompt - 1], span)]),
-        targets=np.concatenate(example.completions),
-        owner=np.repeat(np.arange(len(lengths)), [n + 1 for n in lengths]),
+        sources=np.concatenate([places[first:] for places, first in zip(sources, firsts, strict=True)]),
+        targets=np.concatenate([c[first:] for c, first in zip(example.completions, firsts, strict=True)]),
+        owner=np.repeat(np.arange(len(lengths)), example.target_counts),
         parts=(prompt, *lengths) if len(lengths) > 1 else (prompt + lengths[0],),
     )
 
@@ -181,17 +243,17 @@ def tree_row(example: Encoded) -> Row:
 def separate_rows(example: Encoded) -> list[Row]:
     """Return one ordinary row per completion, the prompt repeated in each."""
     rows = []
-    for i, completion in enumerate(example.completions):
+    for i, (completion, first) in enumerate(zip(example.completions, example.first_targets, strict=True)):
         tokens = np.concatenate([example.prompt, completion[:-1]])
-        sources = np.arange(len(example.prompt) - 1, len(tokens))
+        sources = np.arange(len(example.prompt) - 1 + first, len(tokens))
         rows.append(
             Row(
                 tokens=tokens,
                 positions=np.arange(len(tokens)),
                 segments=np.zeros(len(tokens), dtype=np.int64),
                 sources=sources,
-                targets=completion,
-                owner=np.full(len(completion), i),
+                targets=completion[first:],
+                owner=np.full(len(sources), i),
                 parts=(len(tokens),),
             )
         )
@@ -233,14 +295,14 @@ def with_reference(item: Item, reference: Mapping[str, float]) -> Item:
     Raises:
         InputError: there is none for a completion or a step; names it.
     """
-    ids, keys = item.example.completion_ids, item.example.step_keys
-    missing = [name for name in (*ids, *keys) if reference.get(name) is None]
+    wholes, steps = item.example.completion_keys, item.example.step_keys
+    missing = [name for name in (*wholes, *steps) if reference.get(name) is None]
     if missing:
         raise InputError(
             f"example {item.example.id}: completion {missing[0]} has no reference log-prob: compute the reference again"
         )
-    own, steps = (tuple(reference[name] for name in names) for names in (ids, keys))
-    return replace(item, reference=own, step_reference=steps)
+    own, parts = (tuple(reference[name] for name in names) for names in (wholes, steps))
+    return replace(item, reference=own, step_reference=parts)
 
 
 def micro_batches(items: Sequence[Item], budget: int, packed: bool) -> list[list[Item]]:
@@ -318,7 +380,7 @@ def collate(items: Sequence[Item], *, packed: bool, pad_id: int, device: torch.d
     sources = np.concatenate([r.sources for r in rows]) + np.repeat(starts, target_counts)
     build = _packed_inputs if packed else _padded_inputs
     inputs, layout = build(rows, widths, pad_id)
-    lengths = np.array([len(c) for i in items for c in i.example.completions], dtype=np.float32)
+    lengths = np.array([n for i in items for n in i.example.target_counts], dtype=np.float32)
     weights = tuple(i.example.weight for i in items)
     reference = [value for item in items for value in item.reference or ()]
     told = items[0].example.label is not None

@@ -1,14 +1,14 @@
 """Training examples read, encoded, checked and shown before anything else happens."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from selftaught.errors import InputError, NothingToTrainOn
 from selftaught.models.load import context_length, load_config, tokenizer_fingerprint
-from selftaught.specs import KTO, ModelSpec, ObjectiveSpec, StepKTO, Training
+from selftaught.specs import KTO, BradleyTerry, ModelSpec, ObjectiveSpec, StepKTO, Training
 from selftaught.store.stage import open_stage
 from selftaught.text.templates import end_token_ids
 from selftaught.train.batching import Encoded, as_steps, encode
@@ -19,11 +19,17 @@ PREVIEWED = 2
 
 
 def prepare_examples(
-    model: ModelSpec, examples: Path | Sequence[Example], settings: Training, tokenizer: Any, *, show: bool
+    model: ModelSpec,
+    examples: Path | Sequence[Example],
+    settings: Training,
+    tokenizer: Any,
+    *,
+    show: bool,
+    render: Callable[[Sequence[Encoded], Any], str] = preview,
 ) -> list[Encoded]:
     """Return the examples as ids, without those longer than `max_length` or the model's context.
 
-    With `show` the first rows are printed to stderr with their loss mask, with counts of what was left out or encoded
+    With `show` the first rows are printed to stderr as `render` shows them, with counts of what was left out or encoded
     from text.
 
     Raises:
@@ -45,7 +51,7 @@ def prepare_examples(
         )
         raise NothingToTrainOn(f"{reason}, or relax what selects them")
     if show:
-        _show(encoded, kept, limit, tokenizer)
+        _show(encoded, kept, limit, render(kept[:PREVIEWED], tokenizer))
     return kept
 
 
@@ -53,8 +59,15 @@ def for_objective(spec: ObjectiveSpec, examples: list[Encoded]) -> list[Encoded]
     """Return the examples as `spec` trains on them: with their steps, without, or every step as an example.
 
     Raises:
-        InputError: KTO got examples without labels, or no labelled step where it needs some.
+        InputError: KTO got examples without labels, or no labelled step where it needs some; a reward model got what is
+            no pair.
     """
+    if isinstance(spec, BradleyTerry):
+        for example in examples:
+            if len(example.completions) != 2:
+                raise InputError(
+                    f"example {example.id} is no pair: BradleyTerry trains on Pair rows, two completions each"
+                )
     if not isinstance(spec, KTO | StepKTO):
         return examples
     name = type(spec).__name__
@@ -78,8 +91,8 @@ def read_examples(examples: Path | Sequence[Example]) -> Sequence[Example]:
     return list(open_stage(examples))
 
 
-def _show(encoded: Sequence[Encoded], kept: Sequence[Encoded], limit: int, tokenizer: Any) -> None:
-    lines = [preview(kept[:PREVIEWED], tokenizer)]
+def _show(encoded: Sequence[Encoded], kept: Sequence[Encoded], limit: int, rendered: str) -> None:
+    lines = [rendered]
     if len(kept) < len(encoded):
         lines.append(f"{len(encoded) - len(kept)} of {len(encoded)} examples left out: longer than {limit} tokens")
     again = sum(e.retokenised for e in kept)

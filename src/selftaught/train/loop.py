@@ -13,19 +13,21 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from selftaught.models.load import load_config, load_tokenizer
-from selftaught.objectives import build_objective
+from selftaught.objectives import Objective, build_objective
 from selftaught.specs import ModelSpec, ObjectiveSpec, Training
 from selftaught.store.stage import open_stage
-from selftaught.train.batching import Item, make_items, with_reference
+from selftaught.train.batching import Encoded, Item, make_items, with_reference
 from selftaught.train.checkpoint import load_checkpoint, save_checkpoint, whole_directory
 from selftaught.train.distributed import Ranks, join_ranks
 from selftaught.train.examples import for_objective, prepare_examples
 from selftaught.train.memory import keep_freed_memory
 from selftaught.train.mismatched import mismatched_reference, with_mismatched
 from selftaught.train.precision import fast_fp32_matmul
+from selftaught.train.preview import preview
 from selftaught.train.reference import all_logps, read_reference, stored
+from selftaught.train.rewards import choose_pad_id, preview_rewards, reward_items
 from selftaught.train.schedule import batch_indices, learning_rate, steps_per_epoch, total_steps
-from selftaught.train.setup import Prepared, prepare
+from selftaught.train.setup import Prepared, prepare, prepare_rewards
 from selftaught.train.trackers import Metrics
 from selftaught.train.update import Updater
 from selftaught.types import Example, content_id
@@ -72,12 +74,12 @@ def train(job: TrainJob) -> None:
 def _train(job: TrainJob, ranks: Ranks) -> None:
     settings = job.settings
     tokenizer = load_tokenizer(job.model)
-    encoded = prepare_examples(job.model, job.examples, settings, tokenizer, show=ranks.rank == 0)
-    encoded = for_objective(job.objective, encoded)
     objective = build_objective(job.objective)
-    prepared = prepare(job.model, settings, ranks, tokenizer.pad_token_id)
+    render = preview_rewards if objective.needs_rewards else preview
+    encoded = prepare_examples(job.model, job.examples, settings, tokenizer, show=ranks.rank == 0, render=render)
+    encoded = for_objective(job.objective, encoded)
+    prepared, items = _prepare(job, objective, encoded, tokenizer, ranks)
     weights = prepared.weights
-    items = make_items(encoded, tree=prepared.tree)
     if objective.needs_reference:
         reference = _reference(job, prepared, items, ranks)
         items = [with_reference(item, reference) for item in items]
@@ -103,6 +105,21 @@ def _train(job: TrainJob, ranks: Ranks) -> None:
         partial(with_mismatched, reference=foreign, longest=longest) if foreign else list,
     )
     _export(job, updater, tokenizer, job.out / "model")
+
+
+def _prepare(
+    job: TrainJob,
+    objective: Objective,
+    examples: Sequence[Encoded],
+    tokenizer: PreTrainedTokenizerBase,
+    ranks: Ranks,
+) -> tuple[Prepared, list[Item]]:
+    own = tokenizer.pad_token_id
+    if objective.needs_rewards:
+        pad_id = choose_pad_id(examples, tokenizer)
+        return prepare_rewards(job.model, job.settings, ranks, own, pad_id), reward_items(examples)
+    prepared = prepare(job.model, job.settings, ranks, own)
+    return prepared, make_items(examples, tree=prepared.tree)
 
 
 def _reference(job: TrainJob, prepared: Prepared, items: Sequence[Item], ranks: Ranks) -> Mapping[str, float]:

@@ -27,13 +27,20 @@ def check_ends(examples: Sequence[Encoded], end_ids: Sequence[int]) -> None:
 
 
 def preview(examples: Sequence[Encoded], tokenizer: Any) -> str:
-    """Return the examples as text, the targets of the loss between ⟦ and ⟧, special tokens shown."""
+    """Return the examples as text, the targets of the loss between ⟦ and ⟧, special tokens shown.
+
+    What stands before ⟦ is the part of a completion that is context only.
+    """
     lines = []
     for example in examples:
         lines.append(f"example {example.id} (weight {example.weight:g}): {len(example.prompt)} prompt tokens, no loss")
         lines.append(f"  {_text(tokenizer, example.prompt)}")
-        for tokens in example.completions:
-            lines.append(f"  {OPEN}{_text(tokenizer, tokens)}{CLOSE} {len(tokens)} targets")
+        for tokens, first, targets in zip(
+            example.completions, example.first_targets, example.target_counts, strict=True
+        ):
+            shown = f"{_text(tokenizer, tokens[:first])}{OPEN}{_text(tokenizer, tokens[first:])}{CLOSE}"
+            behind = f" behind {first} tokens without loss" if first else ""
+            lines.append(f"  {shown} {targets} targets{behind}")
     return "\n".join(lines)
 
 

@@ -10,7 +10,6 @@ from selftaught.functional.nll import sequence_sums
 from selftaught.models.load import load_tokenizer
 from selftaught.specs import ModelSpec, Training
 from selftaught.store.stage import write_shard
-from selftaught.text.steps import Span
 from selftaught.train.batching import Batcher, Encoded, Item, make_items, reference_key
 from selftaught.train.checkpoint import whole_directory
 from selftaught.train.distributed import Ranks, join_ranks
@@ -36,7 +35,8 @@ def reference_shards(
 ) -> None:
     """Write the `missing` shards of a stage of `Score` rows: the log-prob of every completion of `examples`.
 
-    A labelled step of feedback has a row of its own, with its span.
+    A labelled step of feedback has a row of its own, with its span. Where a part of a completion is context only, its
+    row is that of the rest, with the rest's span.
 
     Under torchrun all ranks share each shard, and rank 0 writes it. `stage_key` and `seed` have no influence.
     """
@@ -50,7 +50,7 @@ def reference_shards(
 def reference_logps(model: ModelSpec, examples: Path | Sequence[Example], settings: Training) -> list[Score]:
     """Return the summed log-prob (nats) of every completion of `examples` under `model`, as scores "logps/ref".
 
-    Each labelled step has a score as well, with its span.
+    Each labelled step has a score as well, with its span, and a completion with context has that of the rest.
     Of `settings` it takes what the numbers may depend on: `max_length`, precision, strategy, batches and adapter.
     """
     ((_, scores),) = _scored_parts(model, examples, settings, 1, [0], join_ranks())
@@ -79,9 +79,7 @@ def _scored_parts(
 def _scores(examples: Sequence[Encoded], logps: Mapping[str, float]) -> Iterator[Score]:
     written: set[str] = set()
     for example in examples:
-        rows: list[tuple[str, Span | None]] = [(name, None) for name in example.completion_ids]
-        rows += [(example.completion_ids[0], span) for span in example.step_spans]
-        for name, span in rows:
+        for name, span in example.scored_spans:
             key = reference_key(name, span)
             if key not in written:
                 written.add(key)
@@ -120,7 +118,7 @@ def all_logps(prepared: Prepared, items: Sequence[Item], budget: int, ranks: Ran
 
 
 def _names(item: Item) -> tuple[str, ...]:
-    return (*item.example.completion_ids, *item.example.step_keys)
+    return (*item.example.completion_keys, *item.example.step_keys)
 
 
 @torch.no_grad()
@@ -132,7 +130,7 @@ def summed_logps(
         batch = batcher.collate(part)
         logps = policy(batch)
         sums = sequence_sums(logps, batch.owner, batch.sequences)
-        yield from zip((c for item in part for c in item.example.completion_ids), sums.tolist(), strict=True)
+        yield from zip((key for item in part for key in item.example.completion_keys), sums.tolist(), strict=True)
         if batch.steps is not None:
             names = (name for item in part for name in item.example.step_keys)
             yield from zip(names, batch.steps.sums(logps).tolist(), strict=True)

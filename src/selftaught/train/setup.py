@@ -2,12 +2,13 @@
 
 import sys
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from selftaught.errors import InputError
-from selftaught.models.load import load_model
+from selftaught.models.load import load_model, load_reward_model
 from selftaught.specs import Lora, ModelSpec, Training
 from selftaught.train.attention import NAME, packed_attention
 from selftaught.train.batching import Batcher
@@ -15,56 +16,71 @@ from selftaught.train.distributed import Ranks, shard
 from selftaught.train.forward import TargetLogps, causal_lm
 from selftaught.train.precision import Weights, resolve_precision
 from selftaught.train.probe import Mode, choose_mode
+from selftaught.train.rewards import Rewards
+
+Policy = TypeVar("Policy", TargetLogps, Rewards)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class Prepared(Generic[Policy]):
     """A model on this rank: as a policy, its weights, what makes its batches, and whether rows are trees."""
 
-    policy: TargetLogps
+    policy: Policy
     weights: Weights
     batcher: Batcher
     tree: bool
 
 
-def prepare(spec: ModelSpec, settings: Training, ranks: Ranks, pad_id: int) -> Prepared:
-    """Open the model of `spec` as `settings` ask; all ranks take part."""
+def prepare(spec: ModelSpec, settings: Training, ranks: Ranks, pad_id: int) -> Prepared[TargetLogps]:
+    """Open the language model of `spec` as `settings` ask; all ranks take part."""
     opened = open_model(spec, settings, ranks.device)
     mode, reason = choose_mode(causal_lm(opened))
     if reason and ranks.rank == 0:
         print(reason, file=sys.stderr)
-    policy = make_policy(opened, mode, settings)
+    return _placed(make_policy(opened, mode, settings), mode.packed, pad_id, settings, ranks)
+
+
+def prepare_rewards(
+    spec: ModelSpec, settings: Training, ranks: Ranks, own_pad_id: int, pad_id: int
+) -> Prepared[Rewards]:
+    """Open the model of `spec` as a reward model, as `settings` ask; all ranks take part.
+
+    `own_pad_id` is what its configuration is saved with, `pad_id` what rows are padded with. A head that is new is
+    drawn from torch's random state, which the ranks must share.
+    """
+    opened, new = load_reward_model(spec, device=ranks.device, dtype=torch.float32)
+    if new and ranks.rank == 0:
+        print(f"{spec.source} has no reward head: a new one is drawn from the seed", file=sys.stderr)
+    opened = _made_trainable(opened, spec, settings, "SEQ_CLS").train()
+    causal_lm(opened).config.get_text_config().pad_token_id = own_pad_id
+    _apply(settings, opened)
+    return _placed(Rewards(opened, pad_id), False, pad_id, settings, ranks)
+
+
+def _placed(policy: Policy, packed: bool, pad_id: int, settings: Training, ranks: Ranks) -> Prepared[Policy]:
     dtype = resolve_precision(settings.precision, ranks.device)
     sharded = settings.strategy == "fsdp2" and ranks.world > 1
     if sharded:
         shard(policy, causal_lm(policy.model)._no_split_modules or (), dtype)
     batcher = Batcher(
-        packed=mode.packed, pad_id=pad_id, device=ranks.device, rank=ranks.rank, world=ranks.world, in_step=sharded
+        packed=packed, pad_id=pad_id, device=ranks.device, rank=ranks.rank, world=ranks.world, in_step=sharded
     )
     return Prepared(
         policy=policy,
         weights=Weights(policy, torch.float32 if sharded else dtype),
         batcher=batcher,
-        tree=mode.packed and settings.tree_rows,
+        tree=packed and settings.tree_rows,
     )
 
 
 def open_model(spec: ModelSpec, settings: Training, device: torch.device) -> PreTrainedModel:
-    """Return the model of `spec` with float32 weights, ready to be trained.
+    """Return the language model of `spec` with float32 weights, ready to be trained.
 
     With `settings.lora` only an adapter is trained: a new one, or that of `spec` continued. Without, an adapter of
     `spec` is folded into the weights, which are then all trained.
     """
     model = load_model(spec, device=device, dtype=torch.float32)
-    if settings.lora is None:
-        # peft freezes the weights it adapts, and merging leaves them so.
-        model = model.merge_and_unload().requires_grad_(True) if spec.adapter else model
-    elif spec.adapter:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-    else:
-        model = _with_adapter(model, settings.lora)
-    return model.train()
+    return _made_trainable(model, spec, settings, "CAUSAL_LM").train()
 
 
 def make_policy(model: PreTrainedModel, mode: Mode, settings: Training) -> TargetLogps:
@@ -72,26 +88,42 @@ def make_policy(model: PreTrainedModel, mode: Mode, settings: Training) -> Targe
 
     The model's own dropout is switched off, so that an update does not depend on how it is split; an adapter's stays.
     """
+    if mode.packed:
+        causal_lm(model).set_attn_implementation(NAME)
+    _apply(settings, model)
+    return TargetLogps(model, chunked=mode.chunked)
+
+
+def _apply(settings: Training, model: PreTrainedModel) -> None:
     _switch_off_dropout(model)
     if settings.activation_checkpointing:
         # Renamed in transformers 5.2x; the old name is to go in version 6.
         inner = causal_lm(model)
         getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)()
-    if mode.packed:
-        causal_lm(model).set_attn_implementation(NAME)
     if settings.compile:
         # Groups of rows change with every batch, so attention stays as it is and what lies between is compiled.
         AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))
         causal_lm(model).base_model.compile(dynamic=True)
-    return TargetLogps(model, chunked=mode.chunked)
 
 
-def _with_adapter(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
+def _made_trainable(model: PreTrainedModel, spec: ModelSpec, settings: Training, task_type: str) -> PreTrainedModel:
+    if settings.lora is None:
+        # peft freezes the weights it adapts, and merging leaves them so.
+        return model.merge_and_unload().requires_grad_(True) if spec.adapter else model
+    if not spec.adapter:
+        return _with_adapter(model, settings.lora, task_type)
+    for name, parameter in model.named_parameters():
+        # What peft saves whole beside the matrices: a reward model's head.
+        parameter.requires_grad_("lora_" in name or ".modules_to_save." in name)
+    return model
+
+
+def _with_adapter(model: PreTrainedModel, lora: Lora, task_type: str) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
 
     targets = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type=task_type
     )
     try:
         return get_peft_model(model, config)

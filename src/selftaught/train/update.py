@@ -15,6 +15,7 @@ from selftaught.train.batching import Batcher, Item, micro_batches
 from selftaught.train.distributed import Ranks, split_like, whole
 from selftaught.train.forward import TargetLogps
 from selftaught.train.precision import Weights
+from selftaught.train.rewards import Rewards
 
 Result = TypeVar("Result")
 
@@ -23,7 +24,7 @@ Result = TypeVar("Result")
 class Updater:
     """Sums gradients of the terms, each divided once by its global count, and steps the optimizer."""
 
-    policy: TargetLogps
+    policy: TargetLogps | Rewards
     objective: Objective
     weights: Weights
     optimizer: torch.optim.Optimizer
