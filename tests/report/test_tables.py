@@ -69,9 +69,35 @@ def test_all_benchmarks_in_one_table(root):
     assert text.count("some CPU") == 1
 
 
+def test_claims_of_all_methods_in_one_table(root):
+    other = {**summary(), "method": "rip", "seeds": [0, 1, 2]}
+    (root / "reproductions/results/rip.json").write_text(json.dumps(other), encoding="utf-8")
+    text = tables.render_table("reproductions/claims", root)
+    assert "| `scpo` | ScPO beats gold | accuracy (%) | -3.0 | [-6.0, -1.0] | seeds | does not hold |" in text
+    assert text.count("| `rip` |") == text.count("| `scpo` |") == len(summary()["claims"])
+    assert text.endswith("Means and paired intervals over 1 or 3 seeds.")
+
+
+def test_smallest_and_largest_ratio_of_each_benchmark(root):
+    cases = [
+        {"case": "slow", "ours": 1.0, "peer": 2.0, "unit": "rows/s", "ratio": 0.5},
+        {"case": "fast", "ours": 3.0, "peer": 2.0, "unit": "rows/s", "ratio": 1.5},
+        {"case": "memory", "ours": 1.0, "peer": 9.0, "unit": "GB", "ratio": 9.0},
+        {"case": "alone", "ours": 1.0, "unit": "rows/s"},
+    ]
+    (root / "benchmarks/results/store.json").write_text(json.dumps({"name": "store", "cases": cases}), encoding="utf-8")
+    text = tables.render_table("benchmarks/ratios", root)
+    assert "| `store` | 0.50x (slow) | 1.50x (fast) |" in text
+    assert "| `sampling` | 5.39x (fp32 generate) | 5.39x (fp32 generate) |" in text
+
+
 def test_what_is_not_measured_says_how_to(root):
     assert "selftaught reproduce rip --seeds 5" in tables.render_table("reproductions/rip", root)
     assert "python benchmarks/store.py" in tables.render_table("benchmarks/store", root)
+    for file in root.glob("*/results/*.json"):
+        file.unlink()
+    assert "selftaught reproduce all" in tables.render_table("reproductions/claims", root)
+    assert "make bench" in tables.render_table("benchmarks/ratios", root)
 
 
 @pytest.mark.parametrize("name", ["models/x", "benchmarks", "benchmarks/"])

@@ -3,8 +3,8 @@
     python -m selftaught.report.tables [--check] README.md docs/*.md
 
 A table stands between `<!-- table: NAME -->` and `<!-- end table -->`, each alone on its line. NAME is
-`reproductions/METHOD`, `benchmarks/NAME` or `benchmarks/all`, and `COLLECTION/NAME` reads
-COLLECTION/results/NAME.json below the current directory.
+`reproductions/METHOD` or `benchmarks/NAME`, which reads COLLECTION/results/NAME.json below the current directory, or of
+all files there `reproductions/claims`, `benchmarks/all` or, in short, `benchmarks/ratios`.
 """
 
 import argparse
@@ -20,6 +20,8 @@ from selftaught.report import figures
 
 _BEGIN = re.compile(r"<!-- table: (\S+) -->")
 _END = "<!-- end table -->"
+_CLAIM_HEADS = ("claim", "metric", "difference or share", "95% interval", "over", "verdict")
+_MEMORY = ("GB", "GiB", "MB", "MiB")
 
 
 def reproduction_table(result: Mapping[str, Any]) -> str:
@@ -29,10 +31,18 @@ def reproduction_table(result: Mapping[str, Any]) -> str:
     rows = [[f"`{arm}`", *(figures.with_error(m, cells.get(m)) for m in metrics)] for arm, cells in arms.items()]
     parts = [markdown_table(["arm", *map(figures.heading, metrics)], rows, right=range(1, len(metrics) + 1))]
     if claims := result.get("claims"):
-        heads = ["claim", "metric", "difference or share", "95% interval", "over", "verdict"]
-        parts.append(markdown_table(heads, [_claim_row(claim) for claim in claims], right=(2, 3)))
+        parts.append(markdown_table(_CLAIM_HEADS, [_claim_row(claim) for claim in claims], right=(2, 3)))
     parts.append(_origin(result))
     return "\n\n".join(parts)
+
+
+def claims_table(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return the claims of several reproductions as one Markdown table, those that do not hold among them."""
+    results = list(results)
+    rows = [[f"`{r.get('method', '')}`", *_claim_row(claim)] for r in results for claim in r.get("claims", ())]
+    heads = ["method", *_CLAIM_HEADS]
+    seeds = " or ".join(sorted({str(len(r.get("seeds") or ())) for r in results}))
+    return "\n\n".join([markdown_table(heads, rows, right=(3, 4)), f"Means and paired intervals over {seeds} seeds."])
 
 
 def benchmark_table(result: Mapping[str, Any]) -> str:
@@ -51,6 +61,22 @@ def benchmarks_table(results: Iterable[Mapping[str, Any]]) -> str:
     return "\n\n".join([markdown_table(heads, rows, right=(2, 3, 5)), origins])
 
 
+def ratios_table(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return of every benchmark the cases with the smallest and the largest ratio, memory left out."""
+    rows, origins = [], []
+    for result in results:
+        cases = [
+            c for c in result.get("cases", ()) if figures.is_number(c.get("ratio")) and c.get("unit") not in _MEMORY
+        ]
+        if cases:
+            ends = (choose(cases, key=lambda case: case["ratio"]) for choose in (min, max))
+            rows.append([f"`{result.get('name', '')}`", *(f"{c['ratio']:.2f}x ({c.get('case', '')})" for c in ends)])
+            origins.append(_where(result))
+    return "\n\n".join(
+        [markdown_table(["benchmark", "smallest ratio", "largest ratio"], rows), *dict.fromkeys(origins)]
+    )
+
+
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
     """Return a Markdown table; columns in `right` are aligned to the right, and cells cannot break out of it."""
     right = set(right)
@@ -67,12 +93,15 @@ def render_table(name: str, root: Path) -> str:
     """
     collection, _, rest = name.partition("/")
     if collection not in _TABLES or not rest:
-        raise InputError(f"table {name!r} is unknown: write reproductions/METHOD, benchmarks/NAME or benchmarks/all")
+        raise InputError(
+            f"table {name!r} is unknown: write reproductions/METHOD, benchmarks/NAME or {', '.join(_OF_ALL)}"
+        )
     table, command = _TABLES[collection]
     folder = root / collection / "results"
-    if name == "benchmarks/all":
+    if name in _OF_ALL:
+        of_all, make = _OF_ALL[name]
         files = sorted(folder.glob("*.json"))
-        return benchmarks_table(map(_load, files)) if files else "_Not measured yet: `make bench` does it._"
+        return of_all(map(_load, files)) if files else f"_Not measured yet: `{make}` does it._"
     file = folder / f"{rest}.json"
     if not file.is_file():
         return f"_Not measured yet: `{command.format(rest)}` does it._"
@@ -194,6 +223,12 @@ def _cell(text: str) -> str:
 _TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
     "reproductions": (reproduction_table, "selftaught reproduce {} --seeds 5"),
     "benchmarks": (benchmark_table, "python benchmarks/{}.py"),
+}
+
+_OF_ALL: dict[str, tuple[Callable[[Iterable[Mapping[str, Any]]], str], str]] = {
+    "reproductions/claims": (claims_table, "selftaught reproduce all"),
+    "benchmarks/all": (benchmarks_table, "make bench"),
+    "benchmarks/ratios": (ratios_table, "make bench"),
 }
 
 if __name__ == "__main__":
