@@ -16,7 +16,17 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from sides import alternate, case, command_line, matmul_gflops, median_of, median_rate, peak_gigabytes, timed
+from sides import (
+    alternate,
+    case,
+    command_line,
+    matmul_gflops,
+    median_of,
+    median_rate,
+    peak_gigabytes,
+    random_llama,
+    timed,
+)
 
 VOCABULARY, PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS, WARM_UP = 4096, 16, 8, 128, 128, 8
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -32,25 +42,13 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
 CASES = tuple(f"{precision} {peer}" for peer in SETTINGS for precision in ("fp32", "bf16"))
 
 
-def build(precision: str) -> Any:
-    """Return the random model in eval mode."""
+def build(precision: str) -> tuple[Any, Any]:
+    """Return the random model in eval mode, and its tokenizer, which has no end token."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+    specials = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    model, tokenizer = random_llama(VOCABULARY, layers=6, width=256, intermediate=688, context=512, specials=specials)
+    return model.to(torch.bfloat16 if precision == "bf16" else torch.float32).eval(), tokenizer
 
 
 def prompt_ids() -> list[list[int]]:
@@ -63,19 +61,12 @@ def prompt_ids() -> list[list[int]]:
 
 def ours(precision: str) -> tuple[float, int]:
     """Sample with this library; return seconds and new tokens."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     from selftaught.engines.sampler import generate
     from selftaught.specs import Sampling
     from selftaught.types import Prompt
 
-    vocabulary = {"<pad>": 0, "<unk>": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
     prompts = [Prompt.from_text(" ".join(f"w{i}" for i in ids)) for ids in prompt_ids()]
-    model = build(precision)
+    model, tokenizer = build(precision)
 
     def run(tokens: int) -> int:
         groups = generate(model, tokenizer, prompts, Sampling(k=SAMPLES, max_tokens=tokens), seed=0)
@@ -89,7 +80,7 @@ def transformers_generate(precision: str, attention: str = "sdpa", cache: str | 
     """Sample with `generate`; return seconds and new tokens."""
     import torch
 
-    model = build(precision)
+    model, _ = build(precision)
     model.set_attn_implementation(attention)
     ids = torch.tensor(prompt_ids())
     options = {"do_sample": True, "top_k": 0, "num_return_sequences": SAMPLES, "cache_implementation": cache}
@@ -106,7 +97,7 @@ def transformers_generate_batch(precision: str, attention: str = "sdpa", **batch
     """Sample with `generate_batch`; return seconds and new tokens."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
-    model = build(precision)
+    model, _ = build(precision)
     model.set_attn_implementation(attention)
 
     def run(tokens: int) -> int:

@@ -1,4 +1,4 @@
-"""What the training benchmarks share: two sides in alternating processes, medians, machine facts, the result file."""
+"""What the benchmarks of models share: a random model, two sides in alternating processes, medians, the result file."""
 
 import argparse
 import importlib.metadata
@@ -10,12 +10,94 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
+SPECIALS = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+
+
+def random_llama(
+    vocabulary: int, *, layers: int, width: int, intermediate: int, context: int, specials: Mapping[str, str] = SPECIALS
+) -> tuple[Any, Any]:
+    """Return a random Llama of 4 heads, always the same one, and a tokenizer of one token per word.
+
+    The words are `specials`, the ids from 0 in their order, then w3, w4, ... up to id `vocabulary` - 1.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate(specials.values())}
+    words = ids | {f"w{i}": i for i in range(len(ids), vocabulary)}
+    backend = Tokenizer(models.WordLevel(words, unk_token=specials["unk_token"]))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=ids.get(specials.get("eos_token", "")),
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config), PreTrainedTokenizerFast(tokenizer_object=backend, **specials)
+
+
+def save_llama(out: Path, vocabulary: int, **sizes: int) -> None:
+    """Save the model and the tokenizer of `random_llama`."""
+    for part in random_llama(vocabulary, **sizes):
+        part.save_pretrained(out)
+
+
+def as_words(ids: Sequence[int]) -> str:
+    """Return ids as text that the tokenizer of `random_llama` with `SPECIALS` reads back; 1 is the end-of-turn token.
+
+    Ids 0 and 2 do not occur.
+    """
+    return " ".join(f"w{i}" if i != 1 else SPECIALS["eos_token"] for i in ids)
+
+
+def visiting_order(rows: int, batch: int) -> list[int]:
+    """Return in which order this library's trainer, with seed 0, visits `rows` rows in whole batches of `batch`."""
+    from selftaught.specs import Training
+    from selftaught.train.schedule import batch_indices
+
+    settings = Training(batch_size=batch)
+    return [int(i) for step in range(rows // batch) for i in batch_indices(step, rows, settings, 0)]
+
+
+@contextmanager
+def noting_times() -> Iterator[tuple[list[float], list[float]]]:
+    """Note when this library's trainer has opened a model, and when each update has ended."""
+    from selftaught.train import loop
+    from selftaught.train.trackers import Metrics
+
+    prepare, log = loop.prepare, Metrics.log
+    opened: list[float] = []
+    updated: list[float] = []
+
+    def preparing(*args: Any) -> Any:
+        prepared = prepare(*args)
+        opened.append(time.perf_counter())
+        return prepared
+
+    def noting(self: Metrics, step: int, values: dict[str, float]) -> None:
+        log(self, step, values)
+        updated.append(time.perf_counter())
+
+    loop.prepare, Metrics.log = preparing, noting  # type: ignore[assignment, method-assign]
+    try:
+        yield opened, updated
+    finally:
+        loop.prepare, Metrics.log = prepare, log  # type: ignore[method-assign]
 
 
 def alternate(script: str, cases: Sequence[str], repeats: int, sides: Sequence[str] = ("ours", "peer")) -> dict:
@@ -46,6 +128,11 @@ def median_rate(measurements: Sequence[dict[str, Any]]) -> float:
 def median_of(measurements: Sequence[dict[str, Any]], name: str) -> float:
     """Return the median of one measured fact."""
     return statistics.median(m[name] for m in measurements)
+
+
+def largest_difference(ours: Sequence[float], peers: Sequence[float]) -> float:
+    """Return the largest difference of two sides' losses, update by update, relative to the peer's."""
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, peers, strict=True))
 
 
 def peak_gigabytes() -> float:

@@ -19,7 +19,20 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from sides import alternate, case, command_line, matmul_gflops, median_of, median_rate, peak_gigabytes
+from sides import (
+    alternate,
+    as_words,
+    case,
+    command_line,
+    largest_difference,
+    matmul_gflops,
+    median_of,
+    median_rate,
+    noting_times,
+    peak_gigabytes,
+    save_llama,
+    visiting_order,
+)
 
 VOCABULARY, BATCH, UPDATES, WARM_UP = 64, 64, 60, 10
 CASES = ("train fp32", "train bf16")
@@ -35,71 +48,29 @@ def sequences() -> list[tuple[list[int], list[int]]]:
     return [(ids(20, 40), [*ids(19, 49), 1]) for _ in range(BATCH * UPDATES)]
 
 
-def words(ids: list[int]) -> str:
-    """Return ids as text that the tokenizer reads back as these ids."""
-    return " ".join(f"w{i}" for i in ids)
-
-
 def save_model(out: Path) -> None:
-    """Save a random 4 x 128 Llama (0.8M parameters) and a tokenizer of one token per word."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    specials = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=backend, **specials).save_pretrained(out)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=341,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(out)
-
-
-def order() -> list[int]:
-    """Return in which order this library's trainer visits the sequences."""
-    from selftaught.specs import Training
-    from selftaught.train.schedule import batch_indices
-
-    settings = Training(batch_size=BATCH)
-    return [int(i) for step in range(UPDATES) for i in batch_indices(step, BATCH * UPDATES, settings, 0)]
+    """Save a random Llama of 0.8M parameters and its tokenizer."""
+    save_llama(out, VOCABULARY, layers=4, width=128, intermediate=341, context=256)
 
 
 def ours(model: Path, precision: str, work: Path) -> tuple[list[float], list[float]]:
     """Train with this library and return when each update ended and its loss."""
     from selftaught.specs import SFT, ModelSpec, Training
     from selftaught.train.loop import TrainJob, train
-    from selftaught.train.trackers import Metrics
     from selftaught.types import Completion, Demonstration, Prompt
 
     rows = []
     for prompt_ids, completion_ids in sequences():
-        prompt = Prompt.from_text(words(prompt_ids))
-        completion = Completion(prompt_id=prompt.id, k=0, text=words(completion_ids[:-1]))
+        prompt = Prompt.from_text(as_words(prompt_ids))
+        completion = Completion(prompt_id=prompt.id, k=0, text=as_words(completion_ids[:-1]))
         rows.append(Demonstration(prompt=prompt, completion=completion))
-    ended, log = [], Metrics.log
-
-    def noting(self: Metrics, step: int, values: dict[str, float]) -> None:
-        log(self, step, values)
-        ended.append(time.perf_counter())
-
-    Metrics.log = noting  # type: ignore[method-assign]
     settings = Training(
         lr=1e-3, schedule="linear", warmup_ratio=0.0, batch_size=BATCH, betas=(0.9, 0.999), precision=precision
     )
     spec = ModelSpec(source=str(model))
-    train(TrainJob(model=spec, examples=rows, objective=SFT(), settings=settings, out=work / "run", seed=0))
+    job = TrainJob(model=spec, examples=rows, objective=SFT(), settings=settings, out=work / "run", seed=0)
+    with noting_times() as (_, ended):
+        train(job)
     lines = (work / "run" / "metrics.jsonl").read_text().splitlines()
     return ended, [json.loads(line)["loss"] for line in lines]
 
@@ -123,7 +94,7 @@ def peer(model: Path, precision: str, work: Path, multiple: int | None) -> tuple
             ended.append(time.perf_counter())
 
     rows = sequences()
-    chosen = [rows[i] for i in order()]
+    chosen = [rows[i] for i in visiting_order(len(rows), BATCH)]
     data = {"input_ids": [p + c for p, c in chosen], "labels": [[-100] * len(p) + c for p, c in chosen]}
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -162,7 +133,7 @@ def measure(side: str, case_name: str) -> None:
         else:
             ended, losses = peer(model, precision, Path(work), 8 if side == "padded peer" else None)
     rows = sequences()
-    tokens = sum(len(rows[i][0]) + len(rows[i][1]) for i in order()[WARM_UP * BATCH :])
+    tokens = sum(len(rows[i][0]) + len(rows[i][1]) for i in visiting_order(len(rows), BATCH)[WARM_UP * BATCH :])
     seconds = ended[-1] - ended[WARM_UP - 1]
     print(json.dumps({"tokens": tokens, "seconds": seconds, "losses": losses, "gigabytes": peak_gigabytes()}))
 
@@ -177,8 +148,8 @@ def report(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     for name in CASES:
         own = found[name, "ours"]
         rival = max((found[name, side] for side in ("peer", "padded peer")), key=median_rate)
-        differences = [abs(a - b) / abs(b) for a, b in zip(own[0]["losses"], rival[0]["losses"], strict=True)]
-        facts = {"largest relative difference of losses": max(differences)}
+        difference = largest_difference(own[0]["losses"], rival[0]["losses"])
+        facts = {"largest relative difference of losses": difference}
         rows.append(case(name, median_rate(own), median_rate(rival), "tokens/s", **facts))
         memory = [median_of(m, "gigabytes") for m in (own, rival)]
         rows.append(case(f"{name}, peak memory", *memory, "GB", more_is_better=False))

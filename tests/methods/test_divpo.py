@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tests import tiny
 
+from selftaught.engines.fake import FakeGenerator
 from selftaught.errors import InputError, NothingToTrainOn
 from selftaught.evals import stopping
 from selftaught.methods import divpo
@@ -18,14 +19,15 @@ from selftaught.runs import run_method
 from selftaught.scorers.programmatic import Gated, ProgrammaticReward
 from selftaught.scorers.reward_model import RewardModel
 from selftaught.select.diverse_pairs import DiversePairs
-from selftaught.select.diversity import Custom, Frequency, Judged, Probability
+from selftaught.select.diversity import WINDOW, Custom, Frequency, Judged, Probability, Scored
 from selftaught.select.pairs import RewardPairs
 from selftaught.specs import SFT, ModelSpec, Phase, Preference, Sampling, Scratch, SeedModel, Training
+from selftaught.store.groups import Groups
 from selftaught.store.stage import open_stage
 from selftaught.tasks import load_task
 from selftaught.tasks.task import TaskSpec
 from selftaught.train.reference import reference_logps
-from selftaught.types import Demonstration
+from selftaught.types import Completion, Demonstration
 
 KEYS = ("first_name", "city", "occupation")
 CONFIG = Config(task=TaskSpec(name="personas"), rounds=1)
@@ -92,6 +94,9 @@ def test_every_option_of_the_rule_is_passed_on():
     assert diversity(words, 5) == Frequency(
         scope="subset", transform="log", attributes=KEYS, one_attribute=True, seed=5
     )
+    window = replace(words, scope="window", window=8)
+    assert diversity(window, 5) == Scored(scorer=WINDOW)
+    assert divpo.frequency(window, 5) == replace(diversity(words, 5), scope="pool")
     custom = replace(CONFIG, criterion="custom", custom="builtins:len")
     assert diversity(custom, 0) == Custom(function="builtins:len")
 
@@ -125,6 +130,7 @@ def test_a_round_is_sampled_in_parts_online_and_whole_offline():
         ({"rounds": 2}, "say how many with --prompts"),
         ({"criterion": "custom"}, "name your function with both"),
         ({"custom": "a:b"}, "name your function with both"),
+        ({"window": 0}, "window=0 holds no prompt"),
         ({"validity_level": 97.0}, "is not a share"),
         ({"arms": ("dpo",)}, "no arm is called 'dpo': known are divpo, "),
     ],
@@ -267,6 +273,41 @@ def test_a_round_without_pairs_keeps_the_model_but_the_first_must_have_some(tmp_
         )
         with pytest.raises(NothingToTrainOn, match="all rewards are equal"):
             divpo.run_arm(cfg, lab, Outcome(), "dpo_online", ModelSpec(source="m0"))
+
+
+def test_a_window_reaches_back_into_earlier_parts_of_a_round(tmp_path, monkeypatch):
+    """Three parts of 2, 2 and 1 prompts and a window of 4: as if the five had been one part."""
+    cfg = replace(CONFIG, scope="window", window=4, criterion="frequency")
+    prompts = load_task(cfg.task).train(5)
+    fake = FakeGenerator(lambda prompt, k: json.dumps(dict.fromkeys(KEYS, f"v{k % 2}")))
+    with tiny.open_lab(tmp_path) as lab:
+
+        def part(start: int, stop: int) -> Groups:
+            texts = [c for row in fake(prompts[start:stop], Sampling(k=3, max_tokens=99)) for c in row]
+            return Groups(prompts=prompts[start:stop], completions=(lab.stage("texts", Completion, texts),))
+
+        (whole, _), earlier, found = divpo.windowed(cfg, lab, part(0, 5), ()), (), []
+        for bounds in ((0, 2), (2, 4), (4, 5)):
+            scored, earlier = divpo.windowed(cfg, lab, part(*bounds), earlier)
+            found += [s.value for s in scored.scores[-1]]
+        assert found == [s.value for s in whole.scores[-1]]
+        assert [len(g) for g in earlier] == [2, 1], "the first part is out of reach"
+    assert set(found[-3:]) == {1 / 8, 1 / 4}
+
+
+def test_a_round_by_the_window(tmp_path):
+    config = replace(recipes.smoke(), scope="window", window=6, refreshes=2, prompts=8)
+    config = arm_settings(config, "divpo_freq_online", ARMS)
+    with tiny.open_lab(tmp_path) as lab, lab.scope(arm="divpo_freq_online", round=1):
+        initial = lab.seed_model(config.task, config.seed_model)
+        divpo.train_round(config, lab, initial, initial, 0)
+    values = {}
+    for number in (0, 1):
+        values |= {s.completion_id: s.value for s in rows(tmp_path, "window", "divpo_freq_online", 1, number)}
+        for pair in rows(tmp_path, "select", "divpo_freq_online", 1, number):
+            assert pair.meta["diversity_chosen"] == values[pair.chosen.id]
+            assert pair.meta["diversity_rejected"] == values[pair.rejected.id]
+    assert len(values) == 8 * config.sampling.k
 
 
 @pytest.fixture(scope="module")

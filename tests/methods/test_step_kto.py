@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,16 +7,34 @@ import pytest
 from tests import tiny
 
 from selftaught import recipes
+from selftaught.engines.fake import FakeGenerator
 from selftaught.errors import InputError
+from selftaught.lab import Lab
 from selftaught.methods.rounds import arm_settings
-from selftaught.methods.step_kto import ARMS, METHOD, Config, objective, selection, train_round
+from selftaught.methods.step_kto import (
+    ARMS,
+    METHOD,
+    Config,
+    label_steps,
+    objective,
+    selection,
+    step_scorer,
+    train_round,
+)
+from selftaught.models.load import model_key
 from selftaught.runs import run_method
+from selftaught.scorers.steps import StepEquations, StepVerifier
+from selftaught.scorers.verifier import Verifier
 from selftaught.select.feedback import FeedbackRows, RightDemonstrations
 from selftaught.select.pairs import GoldPairs
-from selftaught.specs import KTO, SFT, Preference, StepKTO, Training
+from selftaught.specs import KTO, SFT, ModelSpec, Preference, Sampling, StepKTO, Training
+from selftaught.store.groups import Groups
 from selftaught.store.stage import open_stage
 from selftaught.tasks import TaskSpec, load_task
-from selftaught.types import Completion, Demonstration, Feedback, Pair, Prompt
+from selftaught.tasks.gsm8k import GSM8K
+from selftaught.tasks.side_steps import SideSteps
+from selftaught.text.steps import Segmentation
+from selftaught.types import Completion, Demonstration, Feedback, Group, Pair, Prompt
 
 CONFIG = Config(task=TaskSpec(name="side_steps"))
 ROWS = FeedbackRows(per_class=2, steps="steps", seed=3)
@@ -37,6 +56,27 @@ ROWS = FeedbackRows(per_class=2, steps="steps", seed=3)
 )
 def test_arms_train_on_the_same_choice_of_completions(arm, row_type, rule):
     assert selection(arm_settings(CONFIG, arm, ARMS), seed=3) == (row_type, rule)
+
+
+def test_a_judge_is_asked_for_arms_that_look_at_steps():
+    judged = replace(CONFIG, step_labels="judge")
+    rules = {name: selection(arm_settings(judged, name, ARMS), seed=3)[1] for name in ARMS}
+    assert rules["step_kto"] == rules["flattened_kto"] == ROWS
+    assert rules["kto"] == rules["kto_beta1"] == replace(ROWS, steps=None)
+    assert rules["rft"] == RightDemonstrations(rows=replace(ROWS, steps=None))
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "expected"),
+    [
+        ("task", SideSteps(), StepVerifier(task=SideSteps())),
+        ("judge", SideSteps(), StepVerifier(task=SideSteps())),
+        ("equations", SideSteps(), StepEquations()),
+        ("judge", GSM8K(), StepEquations()),
+    ],
+)
+def test_what_is_measured_is_labelled_by_a_program(labels, task, expected):
+    assert step_scorer(replace(CONFIG, step_labels=labels), task) == expected
 
 
 def feedback(label: bool, *labels: bool) -> Feedback:
@@ -83,6 +123,8 @@ def test_every_arm_differs_in_what_it_is_named_for():
         ({"arms": ("dpo",)}, "no arm is called 'dpo': known are step_kto, "),
         ({"rounds": 0}, "give at least one round"),
         ({"fresh_problems": True}, "say how many with --problems"),
+        ({"step_judge": ModelSpec(source="m")}, "m is never asked with step_labels=task: say --step_labels judge"),
+        ({"step_judge_sampling": Sampling(k=3, temperature=0.0)}, "k=3 votes at temperature 0 are one vote"),
         ({"training": Training(batch_size=1)}, "no mismatched completion to measure against; give 2 or more"),
     ],
 )
@@ -102,6 +144,127 @@ def test_the_plan_counts_rows():
     works = {work.name: work for work in METHOD.plan(replace(recipes.get("step_kto", "small"), arms=("kto", "rft")))}
     assert works["kto 1: samples"].rows == 360 * 8
     assert works["kto 2: training"].tokens > works["rft 2: training"].tokens
+
+
+def test_the_plan_counts_the_judge():
+    config = replace(recipes.get("step_kto", "paper"), arms=("kto", "step_kto"), rounds=1)
+    judging = {work.name: work for work in METHOD.plan(config) if "judge" in work.name}
+    assert judging.keys() == {"step_kto 1: judge of steps"}
+    assert judging["step_kto 1: judge of steps"].rows == 4000 * 4 * 3
+    assert all("judge" not in work.name for work in METHOD.plan(replace(config, step_labels="equations")))
+
+
+# --- a judge of steps ------------------------------------------------------------------------------------------------
+
+BY_JUDGE = replace(
+    CONFIG,
+    step_labels="judge",
+    step_judge_sampling=Sampling(k=3, temperature=0.7, max_tokens=99),
+    segmentation=Segmentation(separator=".{5}(?=.)", answer="#"),
+)
+TASK = load_task(CONFIG.task)
+
+
+Script = Callable[[Prompt, int], str]
+
+
+def script_the_judge(monkeypatch: pytest.MonkeyPatch, script: Script) -> list[tuple[ModelSpec, list[Prompt]]]:
+    """Let a script answer for the judge; return what will be asked, and of which models."""
+    asked, generate = [], Lab.generate
+
+    def scripted(lab: Lab, model: ModelSpec, prompts, sampling: Sampling) -> Groups:
+        if not next(iter(prompts)).text.startswith("Check a solution"):
+            return generate(lab, model, prompts, sampling)
+        asked.append((model, list(prompts)))
+        answers = [c for row in FakeGenerator(script)(prompts, sampling) for c in row]
+        return Groups(prompts=prompts, completions=(lab.stage("votes", Completion, answers),))
+
+    monkeypatch.setattr(Lab, "generate", scripted)
+    return asked
+
+
+def judged(out: Path, **changes) -> tuple[list[Group], list[dict]]:
+    """Return the labelled groups, three completions for each of two problems, and what was noted."""
+    problems = TASK.train(2)
+    texts = [TASK.solution(prompt, seed) for prompt in problems for seed in range(3)]
+    completions = [Completion(prompt_id=problems[i // 3].id, k=i % 3, text=text) for i, text in enumerate(texts)]
+    with tiny.open_lab(out, strict=True) as lab:
+        groups = Groups(prompts=lab.table(problems), completions=(lab.stage("texts", Completion, completions),))
+        groups = lab.score(groups, Verifier(task=TASK))
+        labelled = list(label_steps(replace(BY_JUDGE, **changes), lab, TASK, groups, ModelSpec(source="m")))
+    events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return labelled, [e for e in events if e["event"] == "step_judge"]
+
+
+def test_a_judges_votes_become_the_labels_that_are_trained_on(tmp_path, monkeypatch):
+    """Of three votes on six steps one says that all are right, two that the second is wrong: two to one against it."""
+    votes = [["correct"] * 6, *[["correct", "incorrect", *["correct"] * 4]] * 2]
+    asked = script_the_judge(monkeypatch, lambda _, k: json.dumps(votes[k]))
+    groups, noted = judged(tmp_path)
+    ((model, prompts),) = asked
+    assert model == ModelSpec(source="m")
+    kept = list(selection(BY_JUDGE, 0)[1](groups))
+    assert [p.parents[1] for p in prompts] == [row.completion.id for row in kept]
+    for row in kept:
+        spans = [(start, min(start + 5, 27)) for start in range(0, 27, 5)]
+        assert row.step_labels == tuple((*span, i != 1) for i, span in enumerate(spans))
+    assert [(e["asked"], e["unread"]) for e in noted] == [(len(kept), 0)]
+
+
+def test_nobody_is_asked_for_an_arm_that_looks_at_no_step(tmp_path, monkeypatch):
+    asked = script_the_judge(monkeypatch, lambda *_: "")
+    groups, noted = judged(tmp_path, objective="kto")
+    assert not asked and not noted
+    assert {s.scorer for g in groups for s in g.scores} == {"verifier"}
+
+
+def test_a_judge_that_is_seldom_read_is_warned_of(tmp_path, monkeypatch):
+    first: list[str] = []
+
+    def once(prompt: Prompt, k: int) -> str:
+        first.append(prompt.id)
+        return json.dumps(["correct"] * 6) if prompt.id == first[0] else "yes"
+
+    script_the_judge(monkeypatch, once)
+    with pytest.raises(InputError, match=r"labels of [23] of [34] solutions could not be read, and these steps train"):
+        judged(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def judged_config() -> Config:
+    """The smoke recipe with a seed model that can read a judge's question."""
+    smoke = recipes.get("step_kto", "smoke")
+    return replace(
+        smoke,
+        seed_model=replace(smoke.seed_model, scratch=replace(smoke.seed_model.scratch, context=2048)),
+        arms=("kto", "step_kto"),
+        rounds=2,
+        step_labels="judge",
+        step_judge_sampling=Sampling(k=2, max_tokens=99),
+        segmentation=BY_JUDGE.segmentation,
+    )
+
+
+def test_a_run_with_a_judge_is_measured_by_the_tasks_labels(judged_config, tmp_path, cache, monkeypatch):
+    asked = script_the_judge(monkeypatch, lambda p, _: json.dumps(["incorrect"] * p.text.count("# Step")))
+    run_method(METHOD, judged_config, tmp_path / "run", seed=0, recipe="smoke")
+    assert len(asked) == 2, "once a round, for one of two arms"
+    seed_model = next(iter(open_stage(tiny.stages_of(tmp_path / "run", "generate", "seed_model", 0)[0]))).model
+    assert {model_key(model) for model, _ in asked} == {seed_model}
+    rows = rows_of(tmp_path / "run", "step_kto")
+    assert all(row.step_labels and not any(label for *_, label in row.step_labels) for row in rows)
+    measured = tiny.stages_of(tmp_path / "run", "score", "step_kto", 2)[-1]
+    assert {(s.scorer, s.span == (0, 5)) for s in open_stage(measured)} == {("steps", False)}, (
+        "broken texts are one step"
+    )
+
+
+def test_a_run_in_which_the_seed_model_judges_but_cannot(judged_config, tmp_path, cache):
+    config = replace(judged_config, arms=("step_kto",), step_judge_sampling=Sampling(k=2, max_tokens=4))
+    with pytest.raises(InputError, match=r"labels of (\d+) of \1 solutions could not be read"):
+        run_method(METHOD, config, tmp_path / "run", seed=0, recipe="smoke")
+    scores = list(open_stage(tiny.stages_of(tmp_path / "run", "judge", "step_kto", 1)[0]))
+    assert scores and all(s.value is None and s.span is None and "2 of 2 votes unread" in s.note for s in scores)
 
 
 # --- a run, with a model ---------------------------------------------------------------------------------------------

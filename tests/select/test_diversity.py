@@ -3,15 +3,20 @@ from collections import Counter
 from math import log
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selftaught.errors import InputError
 from selftaught.select.diverse_pairs import DiversePairs
 from selftaught.select.diversity import (
+    WINDOW,
     Custom,
     Frequency,
     Judged,
     JudgePrompts,
     Probability,
+    Scored,
+    WindowFrequency,
     judge_prompt,
     judge_scorer,
     judged_scores,
@@ -79,6 +84,76 @@ def test_rarer_words_are_more_diverse(frequency):
     group = group_of(*["common"] * 10, *["rare"] * frequency)
     values = Frequency()(group, group.completions)
     assert values[-1] > values[0]
+
+
+# --- a running window ------------------------------------------------------------------------------------------------
+
+TEXTS = st.lists(st.text("ab c", max_size=6), max_size=4)
+
+
+def window_values(groups: list[Group], window: int, earlier=(), **words) -> list[list[float | None]]:
+    scorer = WindowFrequency(words=Frequency(**words), window=window)
+    return [[score.value for score in scores] for scores in scorer(groups, earlier)]
+
+
+def naive(groups: list[Group], window: int, transform: str) -> list[list[float]]:
+    """Count again for every prompt, in every text of the window."""
+    found = []
+    for last in range(len(groups)):
+        texts = [c.text.split() for g in groups[max(0, last + 1 - window) : last + 1] for c in g.completions]
+        values = []
+        for words in (set(c.text.split()) for c in groups[last].completions):
+            counts = [sum(word in text for text in texts) for word in words]
+            parts = [1 / n if transform == "inverse" else log(len(texts) / n) for n in counts]
+            values.append(sum(parts) / len(parts) if parts else 0.0)
+        found.append(values)
+    return found
+
+
+def test_a_window_by_hand():
+    """Prompts "a b", "a" / "b", "c" / "c", window 2. Second: f(b) = 2, f(c) = 1. Third: "a" is gone, f(c) = 2."""
+    groups = [group_of("a b", "a", name="p"), group_of("b", "c", name="q"), group_of("c", name="r")]
+    assert window_values(groups, 2) == [[pytest.approx((1 / 2 + 1) / 2), 1 / 2], [1 / 2, 1.0], [1 / 2]]
+    assert window_values(groups, 9)[2] == [1 / 2] and window_values(groups, 1)[2] == [1.0]
+
+
+@given(st.lists(TEXTS, max_size=6), st.integers(1, 7), st.sampled_from(["inverse", "log"]), st.integers(0, 6))
+def test_a_window_is_what_counting_again_gives_however_the_groups_are_cut(rows, window, transform, cut):
+    groups = [group_of(*texts, name=str(i)) for i, texts in enumerate(rows)]
+    whole = window_values(groups, window, transform=transform)
+    assert [pytest.approx(values) for values in naive(groups, window, transform)] == whole
+    assert (
+        window_values(groups[cut:], window, [groups[: cut // 2], groups[cut // 2 : cut]], transform=transform)
+        == (whole[cut:])
+    )
+
+
+def test_a_window_of_one_prompt_is_the_pool():
+    groups = [group_of("a b", "a c", "c", name="p"), group_of("a", "", name="q")]
+    assert window_values(groups, 1) == [Frequency()(g, g.completions) for g in groups]
+
+
+def test_a_window_over_records_may_compare_one_attribute():
+    keys = ("name", "city")
+    record = '{"name": "Ada", "city": "%s"}'
+    groups = [group_of(record % city, name=name) for name, city in (("p", "Oslo"), ("q", "Bonn"))]
+    assert window_values(groups, 2, attributes=keys)[1] == [0.75]
+    assert window_values(groups, 2, attributes=keys, one_attribute=True)[1] in ([0.5], [1.0])
+
+
+def test_pairs_by_the_window():
+    """ "x" is as rare as "y" in its own prompt, but the prompt before has said it."""
+    groups = [group_of("x", "x", name="p"), group_of("x", "y", "z", rewards=(1, 1, 0), name="q")]
+    scorer = WindowFrequency(words=Frequency(), window=2)
+    scores = [*groups[1].scores, *list(scorer(groups))[1]]
+    scored = Group(prompt=groups[1].prompt, completions=groups[1].completions, scores=tuple(scores))
+    rule = DiversePairs(diversity=Scored(scorer=WINDOW))
+    assert [pair.chosen.text for pair in rule([scored])] == ["y"]
+    with pytest.raises(InputError, match=f"has no score by '{WINDOW}': score it first"):
+        list(rule([groups[1]]))
+
+
+# --- your own --------------------------------------------------------------------------------------------------------
 
 
 def longest(group, among):

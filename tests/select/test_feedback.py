@@ -126,6 +126,17 @@ def test_bad_settings(options):
         FeedbackRows(**options)
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+def test_what_becomes_a_row_is_known_before_its_steps_are_scored(balanced):
+    groups = [group(*((text, float(text < "c")) for text in "abcdef"), name=str(i)) for i in range(4)]
+    dropped: Counter[str] = Counter()
+    chosen = list(FeedbackRows(balanced=balanced, steps="steps").choose(groups, dropped))
+    assert [g.id for g, _ in chosen] == [g.id for g in groups]
+    rows = FeedbackRows(balanced=balanced)(groups)
+    assert [row for _, rows in chosen for row in rows] == [(row.completion, row.label) for row in rows]
+    assert not dropped
+
+
 def test_demonstrations_are_the_right_rows():
     groups = [group(*((text, float(text < "d")) for text in "abcdef"), name=str(i)) for i in range(5)]
     rows = FeedbackRows(per_class=2, seed=4)

@@ -47,6 +47,7 @@ def test_prompts_and_solutions(data):
     shown = next(d for d in task.demonstrations() if "row 3," in d.prompt.text)
     assert shown.prompt.text == "Question: In train row 3, what is twice the number after 3?\nAnswer:"
     assert shown.completion.text == " First 3+1 = 4.\nThen double it.\n#### 8"
+    assert shown.prompt.meta["solution"] == "First 3+1 = 4.\nThen double it."
     assert shown.prompt.gold == "8" and task.verify(shown.prompt, shown.completion.text) is True
     kept = next(d for d in GSM8K(data=data, annotations=True).demonstrations() if d.prompt.id == shown.prompt.id)
     assert "<<3+1=4>>4" in kept.completion.text

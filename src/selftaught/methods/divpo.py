@@ -21,16 +21,17 @@ Departures, and choices where the paper is silent or was not at hand in full tex
   threshold it is an option. A response in both pools is a good one;
 - where all responses are good, the least diverse of them is rejected (`allow_same_pool`); below the reward `minimum`
   nothing is chosen;
-- word frequency is counted over all samples of the prompt, for JSON over attribute values, and averaged;
+- word frequency is counted over all samples of the prompt (or of the last prompts, `scope` window), for JSON over
+  attribute values, and averaged;
 - the reference stays the initial model (`reference`); an NLL term is an option (`nll_alpha`), off as in the paper;
 - a prompt whose responses have equal rewards makes no pair for DPO; other ties are broken at random;
 - one stopping rule for all arms, on the validity of held-out samples alone (`validity_level`, `stop_rule`);
 - samples per prompt, learning rate, batch, updates and beta of the paper are unverified: the defaults are ours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from typing import TYPE_CHECKING, Any, Literal
 
 from selftaught.errors import InputError, NothingToTrainOn
@@ -52,7 +53,18 @@ from selftaught.scorers.programmatic import SCORER, Gated, ProgrammaticReward
 from selftaught.scorers.reward_model import RewardModel
 from selftaught.scorers.verifier import Verifier
 from selftaught.select.diverse_pairs import BestDemonstrations, DiversePairs
-from selftaught.select.diversity import Custom, Diversity, Frequency, Judged, JudgePrompts, Probability, judged_scores
+from selftaught.select.diversity import (
+    WINDOW,
+    Custom,
+    Diversity,
+    Frequency,
+    Judged,
+    JudgePrompts,
+    Probability,
+    Scored,
+    WindowFrequency,
+    judged_scores,
+)
 from selftaught.select.pairs import RewardPairs
 from selftaught.specs import SFT, ModelSpec, ObjectiveSpec, Preference, Sampling, SeedModel, Training
 from selftaught.store.groups import Groups
@@ -72,7 +84,8 @@ class Config:
     A round takes `prompts` prompts, new ones each time if `fresh_prompts`. Online they are sampled in `refreshes`
     parts, each from the policy that the part before has trained. `reward` is "task" or "module:function", called with
     prompt and text; `reward_model` replaces it, with `gate` at 0 for what is not valid. `judge` (the initial model)
-    serves criterion "judge", `custom` ("module:function") criterion "custom". After each round `dev_prompts` prompts
+    serves criterion "judge", `custom` ("module:function") criterion "custom". With `scope` "window" words are counted
+    over the samples of the last `window` prompts, across the parts of a round. After each round `dev_prompts` prompts
     are sampled by `dev` for the stopping rule and `test_prompts` by `measurement`, at `temperature` if given; the first
     `generations` of these (all) count for what depends on their number. With `exact` entropies are read off the model,
     for tasks with a closed vocabulary. `stories` is how many stories the initial model writes from keywords.
@@ -95,7 +108,8 @@ class Config:
     criterion: Literal["probability", "frequency", "judge", "custom", "none"] = "probability"
     custom: str | None = None
     length_normalize: bool = False
-    scope: Literal["pool", "subset"] = "pool"
+    scope: Literal["pool", "subset", "window"] = "pool"
+    window: int = 64
     transform: Literal["inverse", "log"] = "inverse"
     one_attribute: bool = False
     judge: ModelSpec | None = None
@@ -135,6 +149,8 @@ class Config:
             raise InputError("fresh_prompts takes a part of the prompts in every round; say how many with --prompts")
         if (self.criterion == "custom") != (self.custom is not None):
             raise InputError(f"criterion={self.criterion}, custom={self.custom}: name your function with both")
+        if self.window < 1:
+            raise InputError(f"window={self.window} holds no prompt; give 1 for a prompt's own samples, or more")
         if self.validity_level is not None and not 0 <= self.validity_level <= 1:
             raise InputError(f"validity_level={self.validity_level} is not a share; give 0 to 1, or none")
 
@@ -192,10 +208,13 @@ def train_round(cfg: Config, lab: "Lab", initial: ModelSpec, model: ModelSpec, t
     if cfg.objective == "none":
         return model
     trained, refusal = 0, NothingToTrainOn("no prompt")
+    earlier: tuple[Groups, ...] = ()
     sampling = replace(cfg.sampling, stop=(*cfg.sampling.stop, *load_task(cfg.task).stop))
     for prompts in round_prompts(cfg, lab.seed, t):
         groups = lab.generate(model if cfg.online else initial, prompts, sampling)  # step 1
         groups = lab.score(groups, reward(cfg))  # step 2
+        if cfg.scope == "window" and cfg.criterion in ("frequency", "judge"):
+            groups, earlier = windowed(cfg, lab, groups, earlier)
         try:
             examples = select(cfg, lab, initial, groups)  # steps 3 and 4
         except NothingToTrainOn as error:
@@ -207,6 +226,26 @@ def train_round(cfg: Config, lab: "Lab", initial: ModelSpec, model: ModelSpec, t
     if not trained:
         raise refusal
     return model
+
+
+def windowed(cfg: Config, lab: "Lab", groups: Groups, earlier: tuple[Groups, ...]) -> tuple[Groups, tuple[Groups, ...]]:
+    """Score how rare each completion's words are in the window that ends with its prompt.
+
+    `earlier` are the round's parts before this one. Also returns the parts that the next one's window can reach.
+    """
+    texts = Groups(prompts=groups.prompts, completions=groups.completions).without("token_ids", "logprobs", "latents")
+    scorer = WindowFrequency(words=frequency(cfg, lab.seed), window=cfg.window)
+    scores = lab.stage("window", Score, window_rows, texts, *earlier, scorer=scorer)
+    earlier = (*earlier, texts)
+    while sum(map(len, earlier[1:])) >= cfg.window - 1 and len(earlier) > 1:
+        earlier = earlier[1:]
+    scored = Groups(prompts=groups.prompts, completions=groups.completions, scores=(*groups.scores, scores))
+    return scored, earlier
+
+
+def window_rows(groups: Groups, *others: Any, scorer: WindowFrequency) -> Iterator[Score]:
+    """Yield the scores of `groups`; the others are the parts before and, last, a stage's counts."""
+    yield from chain.from_iterable(scorer(groups, others[:-1]))
 
 
 def round_prompts(cfg: Config, seed: int, t: int) -> list[Sequence[Prompt]]:
@@ -257,8 +296,13 @@ def diversity(cfg: Config, seed: int) -> Diversity:
         return Probability(length_normalize=cfg.length_normalize)
     if cfg.criterion == "custom":
         return Custom(function=cfg.custom or "")
+    return Scored(scorer=WINDOW) if cfg.scope == "window" else frequency(cfg, seed)
+
+
+def frequency(cfg: Config, seed: int) -> Frequency:
+    """Return criterion b; with a window its words, whose counts `windowed` takes from elsewhere."""
     return Frequency(
-        scope=cfg.scope,
+        scope="subset" if cfg.scope == "subset" else "pool",
         transform=cfg.transform,
         attributes=_keys(cfg),
         one_attribute=cfg.one_attribute,
@@ -409,6 +453,7 @@ METHOD = Method(
         "pools and pairs": "selftaught.select.diverse_pairs:DiversePairs",
         "criterion a, probability": "selftaught.select.diversity:Probability",
         "criterion b, word frequency": "selftaught.select.diversity:Frequency",
+        "criterion b over a window": "selftaught.select.diversity:WindowFrequency",
         "criterion c, judge": "selftaught.select.diversity:judge_prompt",
         "loss": "selftaught.functional.preference:dpo",
         "stopping rule": "selftaught.evals.stopping:kept_round",

@@ -21,8 +21,11 @@ arXiv 2402.01306, and from descriptions; treat every item as a choice):
   mean step log-ratio, both without gradient and at least 0; mismatched steps would mean nothing;
 - step labels are independent of each other; what follows a wrong step may be masked or counted as wrong instead;
 - steps without a label are masked, and S counts labelled steps only;
-- step labels come from a program (the task's, or the arithmetic of the equations in a step), where the paper asks a
-  language model that sees a reference solution;
+- step labels come from a program (the task's, or the arithmetic of the equations in a step) or, as in the paper, from a
+  language model that sees a reference solution (`step_labels` judge). Which model, prompt and number of votes the paper
+  has is unverified: ours is the seed model unless another is named, the same in all rounds and arms, the majority of
+  three votes. It is shown the solutions that are kept, and a step or solution that it leaves open has no label;
+- what is measured is labelled by a program whoever judges, so that arms are compared by the same truth;
 - class weights follow the class sizes of the round, within [0.5, 2];
 - every round samples anew from M_t and discards older data; M_t is the reference.
 """
@@ -38,8 +41,9 @@ from selftaught.errors import InputError
 from selftaught.evals.steps import evaluate_steps
 from selftaught.methods.method import Claim, Measured, Method, Outcome
 from selftaught.methods.rounds import arm_settings, check_arms, run_rounds
-from selftaught.plan import Work, evaluation_plan, problem_counts, round_plan
+from selftaught.plan import PROMPT_TOKENS, Work, evaluation_plan, problem_counts, round_plan
 from selftaught.scorers.base import Scorer
+from selftaught.scorers.step_judge import StepQuestions, step_scores
 from selftaught.scorers.steps import StepEquations, StepVerifier
 from selftaught.scorers.verifier import Verifier
 from selftaught.select.feedback import FeedbackRows, Policy, RightDemonstrations, class_weights
@@ -56,10 +60,11 @@ from selftaught.specs import (
     StepKTO,
     Training,
 )
+from selftaught.store.groups import Groups
 from selftaught.tasks import load_task
 from selftaught.tasks.task import Task, TaskSpec
 from selftaught.text.steps import Segmentation
-from selftaught.types import Demonstration, Feedback, Pair
+from selftaught.types import Demonstration, Feedback, Pair, Prompt, Score
 
 if TYPE_CHECKING:
     from selftaught.lab import Lab
@@ -69,7 +74,8 @@ if TYPE_CHECKING:
 class Config:
     """Settings of Step-KTO and its baselines. `per_class` is m; `flip` is the share of wrong step labels.
 
-    With `step_labels="equations"` steps are those of `segmentation`, judged by the equations in them.
+    With `step_labels="equations"` steps are those of `segmentation`, judged by the equations in them; with "judge" they
+    are judged by the model `step_judge` (the seed model), whose votes are the k of `step_judge_sampling`.
     """
 
     task: TaskSpec
@@ -82,7 +88,9 @@ class Config:
     sampling: Sampling = field(default_factory=lambda: Sampling(k=8, temperature=1.0, top_p=0.95))
     per_class: int = 2
     balanced: bool = False
-    step_labels: Literal["task", "equations"] = "task"
+    step_labels: Literal["task", "equations", "judge"] = "task"
+    step_judge: ModelSpec | None = None
+    step_judge_sampling: Sampling = field(default_factory=lambda: Sampling(k=3, temperature=0.7, max_tokens=512))
     segmentation: Segmentation = field(default_factory=Segmentation)
     label_policy: Policy = "independent"
     flip: float = 0.0
@@ -106,7 +114,20 @@ class Config:
         check_arms(self.arms, ARMS, self.arm_lr, self.rounds)
         if self.fresh_problems and self.problems is None and self.rounds > 1:
             raise InputError("fresh_problems takes a part of the problems in every round; say how many with --problems")
+        if self.step_judge is not None and self.step_labels != "judge":
+            raise InputError(
+                f"step_judge={self.step_judge.source} is never asked with step_labels={self.step_labels}: say "
+                "--step_labels judge"
+            )
+        if self.step_judge_sampling.k > 1 and self.step_judge_sampling.temperature == 0:
+            raise InputError(
+                f"step_judge_sampling: k={self.step_judge_sampling.k} votes at temperature 0 are one vote; give 0.7, "
+                "or k=1"
+            )
 
+
+STEPWISE = ("step_kto", "flattened_kto")
+"""The objectives that look at step labels."""
 
 ARMS: dict[str, dict] = {
     "step_kto": {},
@@ -134,6 +155,9 @@ def run(cfg: Config, lab: "Lab") -> Outcome:
     with lab.scope(arm="seed_model"):
         seed_model = cfg.model or lab.seed_model(cfg.task, cfg.seed_model)
         outcome.add("seed_model", seed_model, measured(seed_model))
+    if cfg.step_labels == "judge":
+        # A judge that changed with the model in training would give labels that do not compare.
+        cfg = replace(cfg, step_judge=cfg.step_judge or seed_model)
     for arm in cfg.arms:
         train = partial(train_round, arm_settings(cfg, arm, ARMS), lab, task)
         run_rounds(lab, outcome, arm, seed_model, cfg.rounds, train, measured)
@@ -147,33 +171,70 @@ def train_round(cfg: Config, lab: "Lab", task: Task, model: ModelSpec, t: int) -
     if not problems:
         raise InputError(f"round {t + 1} has no problem left: lower --rounds or --problems, or give more data")
     groups = lab.generate(model, problems, replace(cfg.sampling, stop=(*cfg.sampling.stop, *task.stop)))  # step 1
-    groups = lab.score(lab.score(groups, Verifier(task=task)), step_scorer(cfg, task))  # step 2
+    groups = label_steps(cfg, lab, task, lab.score(groups, Verifier(task=task)), model)  # step 2
     row_type, selector = selection(cfg, lab.seed)
     examples = lab.select(groups, selector, row_type)  # step 3
     return lab.train(model, examples, objective(cfg, examples), cfg.training)  # step 4
 
 
+def label_steps(cfg: Config, lab: "Lab", task: Task, groups: Groups, model: ModelSpec) -> Groups:
+    """Add step labels by a program or, where anything trains on them, by the judge; `model` judges if nobody else."""
+    if cfg.step_labels != "judge":
+        return lab.score(groups, step_scorer(cfg, task))
+    if cfg.objective not in STEPWISE:
+        return groups
+    questions = StepQuestions(rule=feedback_rows(cfg, lab.seed), segmentation=cfg.segmentation)
+    asked = lab.stage("judge_prompts", Prompt, questions, groups)
+    if not len(asked):
+        return groups
+    judged = lab.generate(cfg.step_judge or model, asked, cfg.step_judge_sampling)
+    scores = lab.stage("judge", Score, step_scores, groups, judged, segmentation=cfg.segmentation)
+    unread = sum(score.span is None for score in scores)
+    lab.note("step_judge", asked=len(asked), unread=unread)
+    message = (
+        f"the judge's labels of {unread} of {len(asked)} solutions could not be read, and these steps train nothing: "
+        "name a stronger --step_judge.source, or raise --step_judge_sampling.max_tokens"
+    )
+    if unread == len(asked):
+        raise InputError(message)
+    if 2 * unread > len(asked):
+        lab.warn(message)
+    return Groups(prompts=groups.prompts, completions=groups.completions, scores=(*groups.scores, scores))
+
+
 def step_scorer(cfg: Config, task: Task) -> Scorer:
-    """Return what labels the steps: the task's own verifier, or the equations in them."""
-    return StepVerifier(task=task) if cfg.step_labels == "task" else StepEquations(segmentation=cfg.segmentation)
+    """Return the program that labels steps: the task's own verifier, or the equations in them.
+
+    Where a judge labels what is trained on, it labels what is measured: the task's if there is one.
+    """
+    by_task = hasattr(task, "verify_steps") if cfg.step_labels == "judge" else cfg.step_labels == "task"
+    return StepVerifier(task=task) if by_task else StepEquations(segmentation=cfg.segmentation)
 
 
 def selection(cfg: Config, seed: int) -> tuple[type, FeedbackRows | RightDemonstrations | GoldPairs]:
     """Return the type of the training examples and the rule that makes them."""
-    rows = FeedbackRows(
-        per_class=cfg.per_class,
-        balanced=cfg.balanced,
-        steps="steps",
-        policy=cfg.label_policy,
-        flip=cfg.flip,
-        seed=seed,
-    )
+    rows = feedback_rows(cfg, seed)
     if cfg.objective == "rft":
         return Demonstration, RightDemonstrations(rows=rows)
     if cfg.objective == "irpo":
         return Pair, GoldPairs(seed=seed)
-    # KTO leaves the steps' labels out itself; with them its rows, and their reference, are Step-KTO's.
     return Feedback, rows
+
+
+def feedback_rows(cfg: Config, seed: int) -> FeedbackRows:
+    """Return the rule of step 3.
+
+    KTO leaves the steps' labels out itself: with them its rows, and their reference, are Step-KTO's. A judge's labels
+    would cost more than that saves.
+    """
+    return FeedbackRows(
+        per_class=cfg.per_class,
+        balanced=cfg.balanced,
+        steps="steps" if cfg.step_labels != "judge" or cfg.objective in STEPWISE else None,
+        policy=cfg.label_policy,
+        flip=cfg.flip,
+        seed=seed,
+    )
 
 
 def objective(cfg: Config, examples: Iterable[Feedback]) -> ObjectiveSpec:
@@ -258,8 +319,17 @@ def plan(cfg: Config) -> list[Work]:
             completions={"rft": settings.per_class, "irpo": 2}.get(settings.objective, 2 * settings.per_class),
             training=settings.training,
         )
+        if settings.step_labels == "judge" and settings.objective in STEPWISE:
+            works.append(_judge_plan(f"{label}: judge of steps", problems, settings))
         works.append(evaluation_plan(label, tested, cfg.evaluation))
     return works
+
+
+def _judge_plan(name: str, problems: int, cfg: Config) -> Work:
+    votes, kept = cfg.step_judge_sampling, min(cfg.sampling.k, 2 * cfg.per_class)
+    # It reads the problem, a reference about as long as a solution, and the solution.
+    tokens = PROMPT_TOKENS + 2 * cfg.sampling.max_tokens + votes.k * votes.max_tokens
+    return Work(name=name, rows=problems * kept * votes.k, tokens=problems * kept * tokens, passes=2)
 
 
 METHOD = Method(
@@ -275,6 +345,7 @@ METHOD = Method(
         "outcome and step level": "selftaught.objectives.step_kto:StepKTOObjective",
         "reference points": "selftaught.functional.kto:reference_point",
         "step labels": "selftaught.select.feedback:FeedbackRows",
+        "judge of steps": "selftaught.scorers.step_judge:step_scores",
     },
     claims=(
         Claim(

@@ -10,12 +10,14 @@ from selftaught.tasks.task import TaskSpec
 def paper() -> Config:
     """Llama-3.1 8B Instruct, three rounds (arXiv 2501.10799); what the paper does not tell is a recommendation.
 
-    GSM8K stands in for its problems, and the equations in a step for its judge.
+    GSM8K stands in for its problems. Its steps are labelled by a model that sees a reference solution; which model is
+    unverified, so the initial one judges: name a stronger one with --step_judge.source.
     """
     return Config(
         task=TaskSpec(name="gsm8k", data="openai/gsm8k"),
         model=ModelSpec(source="meta-llama/Llama-3.1-8B-Instruct", dtype="bfloat16", template="chat"),
-        step_labels="equations",
+        step_labels="judge",
+        step_judge_sampling=Sampling(k=3, temperature=0.7, max_tokens=1024),
         rounds=3,
         problems=4000,
         sampling=Sampling(k=8, temperature=1.0, top_p=0.95, max_tokens=512),
@@ -33,11 +35,12 @@ def paper() -> Config:
 
 
 def own() -> Config:
-    """The paper's settings for a model of your own, in one process."""
+    """The paper's settings for a model of your own, in one process; equations label the steps, as any model allows."""
     config = paper()
     return replace(
         config,
         model=None,
+        step_labels="equations",
         problems=None,
         training=replace(config.training, strategy="ddp", precision="auto", activation_checkpointing=False),
         evaluation=replace(config.evaluation, problems=None),

@@ -164,7 +164,7 @@ def read_scores(
 def _mean_score(completion: Completion, judgments: Group, rubric: Rubric, scorer: str) -> Score:
     read = [read_score(rubric, j.text) for j in judgments.completions]
     values = [value for value, _ in read if value is not None]
-    reasons = [_reason(j, why) for j, (value, why) in zip(judgments.completions, read, strict=True) if value is None]
+    reasons = [why_unread(j, why) for j, (value, why) in zip(judgments.completions, read, strict=True) if value is None]
     note = f"{len(reasons)} of {len(read)} judgments unread: {reasons[0]}" if reasons else ""
     return Score(
         completion_id=completion.id,
@@ -183,7 +183,7 @@ def read_verdicts(
         prompt_id, first, second = group.prompt.parents
         for judgment in group.completions:
             winner, why = read_winner(rubric, judgment.text)
-            note = _reason(judgment, why) if winner is None else ""
+            note = why_unread(judgment, why) if winner is None else ""
             if winner is None:
                 counts[f"unread: {note}"] += 1
             yield Verdict(
@@ -198,7 +198,8 @@ def read_verdicts(
             )
 
 
-def _reason(judgment: Completion, why: str) -> str:
+def why_unread(judgment: Completion, why: str) -> str:
+    """Return why a judgment could not be read: `why`, unless it was cut off."""
     return why if judgment.finish == "stop" else _CUT
 
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from typing import Any
 
 from selftaught.errors import InputError
 from selftaught.scorers.base import Scorer
 from selftaught.tasks import Task, TaskSpec, load_task
-from selftaught.tasks.sources import code_of, load_function
+from selftaught.tasks.sources import call_for_numbers, code_of
 from selftaught.types import Completion, Group, Prompt, Score
 
 SCORER = "reward"
@@ -47,7 +46,8 @@ class ProgrammaticReward:
 
     def _score(self, task: Any, prompt: Prompt, completion: Completion) -> Score:
         if self.function is not None:
-            value = self._call(prompt, completion)
+            where = f"completion {completion.id}"
+            (value,) = call_for_numbers(self.function, prompt, completion.text, where=where)
         else:
             value = getattr(task, "reward", task.verify)(prompt, completion.text)
         if value is None:
@@ -55,19 +55,6 @@ class ProgrammaticReward:
             return Score(completion_id=completion.id, scorer=SCORER, value=None, note=note)
         bonus = self.bias * task.popularity(prompt, completion.text) if self.bias and value > 0 else 0.0
         return Score(completion_id=completion.id, scorer=SCORER, value=float(value) + bonus)
-
-    def _call(self, prompt: Prompt, completion: Completion) -> float | None:
-        try:
-            value = load_function(self.function or "")(prompt, completion.text)
-            sound = value is None or isfinite(value)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{self.function} failed on completion {completion.id} with {reason}; mend it") from error
-        if not sound:
-            raise InputError(
-                f"{self.function} returned {value} for completion {completion.id}: return a number, or None"
-            )
-        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,18 +5,20 @@ returns one number for each of these, higher for more diverse, or None for one i
 """
 
 import re
-from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import log
 from typing import Literal, Protocol
 
 from selftaught.errors import InputError
-from selftaught.tasks.sources import code_of, load_function
+from selftaught.tasks.sources import call_for_numbers, code_of
 from selftaught.text.json_records import stated_values
 from selftaught.types import Completion, Group, Prompt, Score, content_id, number_repeats
 
 _WORD = re.compile(r"\w+")
+WINDOW = "diversity/window"
 Side = Literal["most", "least"]
 SIDES: tuple[Side, Side] = ("most", "least")
 
@@ -71,15 +73,20 @@ class Frequency:
 
     def __call__(self, group: Group, among: Sequence[Completion]) -> list[float | None]:
         """Return D of each of `among`."""
-        keys = self.attributes
-        if self.one_attribute and keys:
-            keys = (keys[int(content_id("attribute", self.seed, group.id), 16) % len(keys)],)
+        keys = self.keys_for(group.id)
         counted = group.completions if self.scope == "pool" else among
-        units = {c.id: units_of(c.text, keys) for c in (*counted, *among)}
-        holders = Counter(unit for c in counted for unit in units[c.id])
-        return [self._rarity(units[c.id], holders, len(counted)) for c in among]
+        units = {text: units_of(text, keys) for text in {c.text for c in (*counted, *among)}}
+        holders = Counter(unit for c in counted for unit in units[c.text])
+        return [self.rarity(units[c.text], holders, len(counted)) for c in among]
 
-    def _rarity(self, units: frozenset[Hashable], holders: Counter[Hashable], samples: int) -> float:
+    def keys_for(self, prompt_id: str) -> tuple[str, ...]:
+        """Return the attributes that are compared for this prompt."""
+        if not (self.one_attribute and self.attributes):
+            return self.attributes
+        return (self.attributes[int(content_id("attribute", self.seed, prompt_id), 16) % len(self.attributes)],)
+
+    def rarity(self, units: frozenset[Hashable], holders: Mapping[Hashable, int], samples: int) -> float:
+        """Return D of a completion with these words; `holders` says how many of the `samples` counted hold each."""
         if not units:
             return 0.0
         # Sorted: a sum in the order of a set would differ between processes.
@@ -88,13 +95,67 @@ class Frequency:
         return sum(parts) / len(parts)
 
 
-def units_of(text: str, keys: Sequence[str]) -> frozenset[Hashable]:
+@lru_cache(maxsize=256)
+def units_of(text: str, keys: tuple[str, ...]) -> frozenset[Hashable]:
     """Return the distinct words of `text`, case-folded, or with `keys` the values it states for them.
 
     >>> sorted(units_of("A storm, a Lamp", ()))
     ['a', 'lamp', 'storm']
     """
     return frozenset(stated_values(text, keys) if keys else _WORD.findall(text.casefold()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowFrequency:
+    """A scorer: D of `words` with f and N counted over a running window of prompts, for the criterion `Scored`.
+
+    The window holds all samples of the completion's own prompt and of the `window` - 1 prompts before it; with a window
+    of 1 this is `words` itself. Only the order of the prompts counts: a stage makes the same scores wherever it runs.
+
+    Worked: the samples "a b", "a" of one prompt, then "b", "c" of the next, window 2: f is 2, 2, 1 of a, b, c by then,
+    so the second prompt's D are 1/2 and 1.
+    """
+
+    words: Frequency
+    window: int
+
+    @property
+    def name(self) -> str:
+        """What `Score.scorer` says."""
+        return WINDOW
+
+    def __call__(self, groups: Iterable[Group], earlier: Sequence[Iterable[Group]] = ()) -> Iterator[list[Score]]:
+        """Yield the scores of each group's completions; the groups of `earlier` come before the first, oldest first."""
+        recent: deque[list[frozenset[Hashable]]] = deque()
+        holders: Counter[Hashable] = Counter()
+        for number, part in enumerate((*earlier, groups)):
+            for group in part:
+                recent.append([units_of(c.text, self.words.attributes) for c in group.completions])
+                holders.update(unit for units in recent[-1] for unit in units)
+                if len(recent) > self.window:
+                    _forget(holders, recent.popleft())
+                if number == len(earlier):
+                    samples = sum(len(sampled) for sampled in recent)
+                    yield self._scores(group, recent[-1], holders, samples)
+
+    def _scores(
+        self, group: Group, found: Sequence[frozenset[Hashable]], holders: Mapping[Hashable, int], samples: int
+    ) -> list[Score]:
+        keys = self.words.keys_for(group.id)
+        scores = []
+        for completion, units in zip(group.completions, found, strict=True):
+            compared = units if keys == self.words.attributes else units_of(completion.text, keys)
+            value = self.words.rarity(compared, holders, samples)
+            scores.append(Score(completion_id=completion.id, scorer=WINDOW, value=value))
+        return scores
+
+
+def _forget(holders: Counter[Hashable], sampled: Iterable[frozenset[Hashable]]) -> None:
+    # Words that nobody holds any more are deleted: the counts stay as small as the window.
+    for unit in (unit for units in sampled for unit in units):
+        holders[unit] -= 1
+        if not holders[unit]:
+            del holders[unit]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,18 +170,24 @@ class Custom:
 
     def __call__(self, group: Group, among: Sequence[Completion]) -> list[float | None]:
         """Return what the function says; InputError where it fails or returns something else."""
-        try:
-            values = list(load_function(self.function)(group, among))
-            sound = len(values) == len(among) and all(value is None or abs(value) >= 0 for value in values)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{self.function} failed on prompt {group.id} with {reason}; mend it") from error
-        if not sound:
+        return call_for_numbers(self.function, group, among, where=f"prompt {group.id}", count=len(among))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """D is what a scorer has said of each completion, such as `WindowFrequency`."""
+
+    scorer: str
+
+    def __call__(self, group: Group, among: Sequence[Completion]) -> list[float | None]:
+        """Return the scores' values; InputError where a completion has none."""
+        scores = group.scores_by(self.scorer)
+        bare = next((c for c in among if c.id not in scores), None)
+        if bare is not None:
             raise InputError(
-                f"{self.function} returned {values!r:.60} for {len(among)} completions of prompt {group.id}; "
-                "it must return a number, or None, for each"
+                f"completion {bare.id} of prompt {group.id} has no score by {self.scorer!r}: score it first"
             )
-        return [None if value is None else float(value) for value in values]
+        return [scores[c.id].value for c in among]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

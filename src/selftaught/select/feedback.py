@@ -3,8 +3,8 @@
 Choices are fixed by (seed, prompt, text), so arms that differ in labels alone train on the same completions.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -57,19 +57,28 @@ class FeedbackRows:
         Raises:
             InputError: a completion has not been scored, or its steps overlap or lie outside of its text.
         """
+        for group, choices in self.choose(groups, dropped):
+            steps = self._step_scores(group)
+            for completion, right in choices:
+                labels = self._step_labels(group.id, completion, steps)
+                yield Feedback(prompt=group.prompt, completion=completion, label=right, step_labels=labels)
+
+    def choose(
+        self, groups: Iterable[Group], dropped: Tally | None = None
+    ) -> Iterator[tuple[Group, list[tuple[Completion, bool]]]]:
+        """Yield every group with the (completion, right) that become its rows, in order; no step need be scored yet.
+
+        Raises:
+            InputError: a completion has not been scored.
+        """
         dropped = Counter() if dropped is None else dropped
-        kept = self._balanced(groups) if self.balanced else None
+        kept = self._balanced(groups, dropped) if self.balanced else None
         for group in groups:
-            for choice in self._choices(group, dropped):
-                if kept is not None and choice.completion.id not in kept:
-                    dropped["more of its class than of the other"] += 1
-                    continue
-                yield Feedback(
-                    prompt=group.prompt,
-                    completion=choice.completion,
-                    label=choice.right,
-                    step_labels=self._step_labels(group, choice.completion),
-                )
+            if kept is None:
+                yield group, [(choice.completion, choice.right) for choice in self._choices(group, dropped)]
+            else:
+                staying = sorted((c for c in group.completions if c.id in kept), key=lambda c: c.k)
+                yield group, [(c, kept[c.id]) for c in staying]
 
     def _choices(self, group: Group, dropped: Tally) -> list[_Choice]:
         scores = group.scores_by(self.scorer)
@@ -92,37 +101,50 @@ class FeedbackRows:
         kept = [choice for side in found.values() for choice in sorted(side)[: self.per_class]]
         return sorted(kept, key=lambda choice: choice.completion.k)
 
-    def _balanced(self, groups: Iterable[Group]) -> frozenset[str]:
-        """Return the ids of the completions that stay: as many right as wrong ones."""
+    def _balanced(self, groups: Iterable[Group], dropped: Tally) -> dict[str, bool]:
+        """Return the completions that stay, as many right as wrong ones: whether each is right, by id."""
         if iter(groups) is groups:
             raise TypeError("groups is a one-shot iterator; this selector reads it twice: pass a list or a Groups view")
         sides: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
         for group in groups:
-            for choice in self._choices(group, Counter()):
+            for choice in self._choices(group, dropped):
                 sides[choice.right].append((choice.draw, choice.completion.id))
         size = min(len(sides[True]), len(sides[False]))
-        return frozenset(name for side in sides.values() for _, name in sorted(side)[:size])
+        if more := sum(map(len, sides.values())) - 2 * size:
+            dropped["more of its class than of the other"] += more
+        return {name: right for right, side in sides.items() for _, name in sorted(side)[:size]}
 
-    def _step_labels(self, group: Group, completion: Completion) -> tuple[StepLabel, ...]:
+    def _step_scores(self, group: Group) -> dict[str, list[Score]]:
+        found: dict[str, list[Score]] = defaultdict(list)
+        for score in group.scores if self.steps is not None else ():
+            if score.scorer == self.steps:
+                found[score.completion_id].append(score)
+        return found
+
+    def _step_labels(
+        self, prompt_id: str, completion: Completion, steps: Mapping[str, list[Score]]
+    ) -> tuple[StepLabel, ...]:
         if self.steps is None:
             return ()
-        scores = [s for s in group.scores if s.scorer == self.steps and s.completion_id == completion.id]
+        scores = steps.get(completion.id, [])
         if not scores and completion.text:
             raise InputError(
-                f"completion {completion.id} of prompt {group.id} has no score by {self.steps!r}: score it first"
+                f"completion {completion.id} of prompt {prompt_id} has no score by {self.steps!r}: score it first"
             )
-        spans = sorted((s.span, s) for s in scores if s.span is not None)
+        spans = sorted(((s.span, s) for s in scores if s.span is not None), key=lambda found: found[0])
         bounds = [span for span, _ in spans]
         check_spans(bounds, completion.text, f"completion {completion.id}")
-        labels = [self._label(group.id, completion.text, score) for _, score in spans]
+        labels = [self._label(prompt_id, completion.text, score) for _, score in spans]
         covered = zip(cover(bounds, completion.text), follow(labels, self.policy), strict=True)
         return tuple((start, end, label) for (start, end), label in covered if label is not None)
 
     def _label(self, prompt_id: str, text: str, score: Score) -> bool | None:
         if score.value is None:
             return None
-        flipped = int(content_id("flip", self.seed, prompt_id, text, score.span), 16) / 2**96 < self.flip
-        return (score.value >= self.threshold) != flipped
+        label = score.value >= self.threshold
+        if not self.flip:
+            return label
+        return label != (int(content_id("flip", self.seed, prompt_id, text, score.span), 16) / 2**96 < self.flip)
 
 
 def follow(labels: Iterable[bool | None], policy: Policy) -> list[bool | None]:

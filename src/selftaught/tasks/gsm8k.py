@@ -128,6 +128,8 @@ class GSM8K:
         plain = self.style == "plain"
         text = f"Question: {row.question}\nAnswer:" if plain else f"{_SOLVE}\n\nProblem: {row.question}"
         meta = {"problem": row.question} | ({"generated": True} if generated else {})
+        if row.solution:
+            meta["solution"] = _ANNOTATION.sub("", row.solution)
         return Prompt.from_text(text, gold=row.gold or None, meta=meta)
 
     def _solution(self, row: Row) -> str:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,22 @@ def load_function(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise InputError(f"{name}: {module_name} has no function {attribute!r}; name one it defines")
     return function
+
+
+def call_for_numbers(name: str, *arguments: Any, where: str, count: int | None = None) -> list[float | None]:
+    """Call "module:function" and return the number, or None, that it returns; with `count`, as many from its iterable.
+
+    Raises:
+        InputError: it fails on `where`, or returns anything else, such as a number that is not finite.
+    """
+    try:
+        returned = load_function(name)(*arguments)
+        values = [returned] if count is None else list(returned)
+        finite = all(value is None or isfinite(value) for value in values)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{name} failed on {where} with {reason}; mend it") from error
+    if not finite or len(values) != (1 if count is None else count):
+        each = "" if count is None else f", for each of {count}"
+        raise InputError(f"{name} returned {returned!r:.60} for {where}; it must return a number, or None{each}")
+    return [None if value is None else float(value) for value in values]
