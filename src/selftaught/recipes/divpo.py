@@ -71,7 +71,8 @@ def small() -> Config:
     """Personas with a skewed base and a Llama of 0.25M parameters trained from scratch: minutes on two CPU cores.
 
     Every arm ends with the first round whose held-out samples are valid at 96%, so that arms are compared at equal
-    validity. Prompts whose samples are all valid are left out: pairs of two valid records make both less likely.
+    validity: rounds are short and held-out samples many, for an arm must not be stopped late, or by luck. Prompts whose
+    samples are all valid are left out: pairs of two valid records make both less likely.
     """
     return Config(
         task=TaskSpec(name="personas", options=PERSONAS),
@@ -96,9 +97,9 @@ def small() -> Config:
             ),
         ),
         arms=("dpo_online", "divpo_freq_online", "divpo_prob_online"),
-        rounds=10,
-        refreshes=3,
-        prompts=480,
+        rounds=20,
+        refreshes=2,
+        prompts=240,
         sampling=Sampling(k=16, temperature=1.0, max_tokens=12),
         minimum=0.5,
         allow_same_pool=False,
@@ -107,8 +108,8 @@ def small() -> Config:
         training=Training(lr=5e-5, schedule="constant", warmup_ratio=0.0, batch_size=8, betas=(0.9, 0.98)),
         validity_level=0.96,
         stop_rule="first",
-        dev=Sampling(k=500, max_tokens=12),
-        measurement=Sampling(k=500, max_tokens=12),
+        dev=Sampling(k=2000, max_tokens=12),
+        measurement=Sampling(k=1000, max_tokens=12),
         generations=200,
         exact=True,
     )

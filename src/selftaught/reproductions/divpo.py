@@ -21,5 +21,5 @@ REPRODUCTION = Reproduction(
     method="divpo",
     metrics=("validity", "entropy", "unique_share", "max_share", "win_rate", "unique_unigrams", "compression_ratio"),
     recipes={"small": replace(divpo.small(), arms=ARMS)},
-    tried=11,
+    tried=12,
 )
