@@ -150,13 +150,8 @@ class Lab:
 
         The reference of a preference loss is `model` itself unless another is given.
         """
-        wanted = _EXAMPLES.get(type(objective))
-        if wanted is not None and examples.row_type is not wanted:
-            raise InputError(
-                f"{examples.path} holds {examples.row_type.__name__} rows: {type(objective).__name__} needs "
-                f"{wanted.__name__} rows"
-            )
-        if wanted is Feedback and reference not in (None, model):
+        _check_rows(examples, objective)
+        if isinstance(objective, KTO | StepKTO) and reference not in (None, model):
             raise InputError("KTO's reference point is that of the model before training: leave reference out")
         settings = replace(settings, snapshots="epoch") if dev else settings
         needed = build_objective(objective).needs_reference
@@ -436,6 +431,15 @@ def score_rows(
         if score.value is None:
             counts[f"unscored: {score.note}"] += 1
         yield score
+
+
+def _check_rows(examples: Stage, objective: ObjectiveSpec) -> None:
+    wanted = _EXAMPLES.get(type(objective))
+    if wanted is not None and examples.row_type is not wanted:
+        raise InputError(
+            f"{examples.path} holds {examples.row_type.__name__} rows: {type(objective).__name__} needs "
+            f"{wanted.__name__} rows"
+        )
 
 
 def _trained(model: ModelSpec, settings: Training, path: Path) -> ModelSpec:

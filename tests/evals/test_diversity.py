@@ -82,6 +82,15 @@ def test_quality_against_a_baseline():
     assert list(values["validity"].values()) == [1.0]
 
 
+def test_quality_of_what_has_no_reward():
+    unscored, scored = group_of("ab", (None, None)), group_of("cd", (1.0, 0.0))
+    reports, values = measure_quality([unscored], [scored], "reward")
+    assert all(math.isnan(r.mean) and (r.n, r.unscored) == (0, 1) for r in reports)
+    assert values["win_rate"] == {unscored.id: None}
+    with pytest.raises(InputError, match="has no score by 'reward': score it first"):
+        measure_quality([scored], [group_of("cd")], "reward")
+
+
 def test_a_part_of_the_generations_is_of_all_prompts():
     groups = [group_of("ab", name="p"), group_of("cd", name="q")]
     assert [c.text for c in in_turn(groups)] == ["a", "c", "b", "d"]

@@ -110,3 +110,11 @@ def test_win_rate():
 
 def test_nothing_to_report():
     assert judge_reports([], "j") == ([], {})
+
+
+def test_one_response_alone_is_no_comparison():
+    both = group_of([], scores=(1.0, 0.0))
+    alone = Group(prompt=both.prompt, completions=both.completions[:1], scores=both.scores)
+    reports = {r.name: r for r in judge_reports([alone], "j")[0]}
+    assert math.isnan(reports["accuracy"].mean) and (reports["accuracy"].n, reports["accuracy"].unscored) == (0, 1)
+    assert list(win_rate([alone], "j", k=0).values()) == [None]

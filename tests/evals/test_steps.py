@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 from tests.select.test_feedback import group
 
 from selftaught.evals.steps import evaluate_steps, pooled_share
+from selftaught.types import Score
 
 
 def test_worked_example():
@@ -40,3 +42,12 @@ def test_the_error_of_a_pooled_share():
     assert (report.mean, report.n, report.stderr) == (0.25, 4, pytest.approx(0.25))
     together = pooled_share("x", {"a": (4, 4), "b": (0, 4), "c": (0, 4), "d": (0, 4)})
     assert together.stderr == pytest.approx(0.25)
+
+
+def test_a_right_solution_of_whose_steps_nothing_is_known_is_not_without_errors():
+    """A judge that could not be read leaves one score without span; another solution was never labelled."""
+    one = group(("ab", 1.0, (1, 1)), ("cd", 1.0), ("ef", 1.0))
+    note = Score(completion_id=one.completions[1].id, scorer="steps", value=None, note="the judge gave no answer")
+    reports, values = evaluate_steps([replace(one, scores=(*one.scores, note))])
+    assert (reports[0].mean, reports[0].n, reports[0].unscored) == (0.0, 1, 2)
+    assert values["step_accuracy"] == {one.id: 1.0}

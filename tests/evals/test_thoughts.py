@@ -49,6 +49,16 @@ def test_without_kinds_and_without_anything_to_read():
     assert measure_thoughts([empty], THINK)["format_errors"] == {empty.id: None}
 
 
+def test_thoughts_behind_unscored_responses_have_no_accuracy():
+    group = group_of(["b1+12#7", "b1+12#7", "b1+12#8"], [None, 1.0])
+    found = measure_thoughts([group], THINK, WORLD.thought_kind, WORLD.thought_kinds)
+    assert found["accuracy_useful"] == {group.id: 1.0} and found["share_useful"] == {group.id: 1.0}
+    nothing = group_of(["b1+12#7"], [None])
+    assert measure_thoughts([nothing], THINK, WORLD.thought_kind, WORLD.thought_kinds)["accuracy_useful"] == {
+        nothing.id: None
+    }
+
+
 def test_a_contest_shows_responses_only():
     ours, theirs, counts = group_of(["b1+12#7", "#5"]), group_of(["#4"], form=ANSWER), Counter()
     rows = list(contest([theirs], [ours], counts, baseline_form=ANSWER, form=THINK))

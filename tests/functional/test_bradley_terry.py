@@ -46,3 +46,8 @@ def test_a_weight_of_zero_is_no_gradient_and_extremes_stay_finite():
     loss.sum().backward()
     assert loss.tolist() == [0.0, 1e4, 0.0]
     assert chosen.grad.tolist() == [0.0, -1.0, 0.0]
+
+
+def test_a_tie_costs_log_2_and_no_pair_nothing():
+    assert bradley_terry(torch.tensor([0.7]), torch.tensor([0.7])).item() == pytest.approx(math.log(2))
+    assert bradley_terry(torch.zeros(0), torch.zeros(0)).shape == (0,)

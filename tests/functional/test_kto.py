@@ -85,3 +85,14 @@ def test_step_means():
     """Steps 1, 2 | 4 of examples 0 and 2 average to 1.5, 0 and 4; example 1 has none."""
     found = step_means(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 2]), 3)
     assert found.tolist() == [1.5, 0.0, 4.0]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_alone(label):
+    losses = values([3.0, -3.0], [label, label], desirable_weight=2.0, undesirable_weight=2.0)
+    assert losses.sum().item() == pytest.approx(2 * (0.268941 + 0.880797) if label else 2 * (0.731059 + 0.119203))
+    assert (
+        kto(torch.zeros(0), torch.zeros(0), 0.0, beta=1.0).shape
+        == step_means(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0).shape
+        == (0,)
+    )

@@ -81,3 +81,10 @@ def test_an_extreme_margin_stays_finite():
     value.backward()
     assert value.item() == pytest.approx(2e4)
     assert math.isfinite(far.grad.item())
+
+
+def test_a_tie_costs_log_2_and_no_pair_nothing():
+    same = torch.tensor([-3.0])
+    assert dpo(same, same, same, same, beta=0.5, label_smoothing=0.1).item() == pytest.approx(math.log(2))
+    none = torch.zeros(0)
+    assert dpo(none, none, none, none, beta=0.5).shape == ipo(none, none, none, none, beta=0.5).shape == (0,)

@@ -4,6 +4,8 @@ Leads are 1 and -1, so the losses are 0.5 * ln(1 + e^-1) = 0.156631 and 2 * ln(1
 1.391577, and their sum divided by that of the weights, 2.5, is 1.113262.
 """
 
+import math
+
 import pytest
 import torch
 from tests.objectives.batches import batch
@@ -49,6 +51,12 @@ def test_only_the_lead_counts_and_its_gradient_is_the_probability_of_the_other_o
     assert evaluate(BradleyTerry(), [r + 7 for r in REWARDS], WEIGHTS)[0] == pytest.approx(loss)
     expected = torch.tensor(WEIGHTS) * torch.sigmoid(torch.tensor([-1.0, 1.0])) / 2
     torch.testing.assert_close(gradient.view(2, 2), torch.stack([-expected, expected], 1))
+
+
+def test_equal_rewards_cost_log_2_and_are_not_counted_as_right():
+    loss, found, gradient = evaluate(BradleyTerry(), [0.5, 0.5], [1.0])
+    assert loss == pytest.approx(math.log(2)) and gradient.tolist() == [-0.5, 0.5]
+    assert (found["rewards/margins"], found["rewards/accuracies"]) == (0.0, 0.0)
 
 
 def test_weight_zero_gives_no_gradient():

@@ -64,6 +64,12 @@ def test_one_class_reports_nothing_of_the_other():
     assert "rewards/rejected" not in found and logps.grad.isfinite().all() and (logps.grad < 0).all()
 
 
+def test_all_bad_is_pushed_down_and_reports_nothing_of_the_good():
+    found, logps = means(KTO(), labels=(False, False))
+    assert found.keys() & {"rewards/chosen", "logps/chosen"} == set()
+    assert logps.grad.isfinite().all() and (logps.grad > 0).all()
+
+
 def test_weight_zero_gives_no_gradient():
     _, logps = means(KTO(), rows=(ROWS[0], [0.0, 1.0], ROWS[2]))
     assert logps.grad[:2].tolist() == [0.0, 0.0] and logps.grad[2] > 0

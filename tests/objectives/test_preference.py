@@ -6,6 +6,8 @@ Per token the log-ratios are 1/2 and -1: the length-normalised margin is 0.5 * 1
 ln(1 + e^-0.75) = 0.386871; and IPO's is (1.5 - 1 / (2 * 0.5))^2 = 0.25.
 """
 
+import math
+
 import pytest
 import torch
 from tests.objectives.batches import batch
@@ -83,6 +85,16 @@ def test_the_mean_divides_by_pairs_and_not_by_weights():
     assert halved == pytest.approx(full / 2)
     normalised = evaluate(Preference(nll_alpha=1.0, weight_normalize=True), PAIRS[0], [0.5, 0.5], PAIRS[2])[0]
     assert normalised == pytest.approx(full)
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("sigmoid", math.log(2)), ("ipo", 25.0)])
+def test_two_equal_completions_are_a_tie_that_pulls_on_nothing(loss, expected):
+    """The margin is 0: log 2 for DPO, (0 - 1 / (2 * 0.1))^2 for IPO; the pushes on both sides cancel."""
+    same = ([[-1.0, -2.0], [-1.0, -2.0]], [1.0], [-2.0, -2.0])
+    value, found, logps = evaluate(Preference(loss=loss, beta=0.1), *same)
+    assert value == pytest.approx(expected)
+    assert (found["rewards/margins"], found["rewards/accuracies"]) == (0.0, 0.0)
+    assert torch.equal(logps.grad[:2], -logps.grad[2:]) and logps.grad.isfinite().all()
 
 
 def test_order_of_pairs_does_not_matter():

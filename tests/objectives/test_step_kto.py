@@ -101,6 +101,13 @@ def test_what_is_looked_at_beforehand():
     assert build_objective(StepKTO(outcome=False, step_reference_point="outcome")).needs_mismatched
 
 
+@pytest.mark.parametrize(("label", "missing"), [(1.0, "rejected"), (0.0, "chosen")])
+def test_steps_of_one_class_report_nothing_of_the_other(label, missing):
+    loss, found, gradient = evaluate(dataclasses.replace(SPEC, outcome=False), labels=(label,) * 3)
+    assert f"step_rewards/{missing}" not in found and loss == pytest.approx(2 * found["step_loss"])
+    assert gradient.isfinite().all() and ((gradient < 0) == bool(label)).all()
+
+
 def test_a_batch_without_labelled_steps_has_no_step_loss():
     made, logps = make()
     none = dataclasses.replace(

@@ -147,6 +147,14 @@ def test_a_score_is_the_mean_of_what_could_be_read():
     assert sum(counts.values()) == 2
 
 
+def test_judgments_of_other_completions_are_refused():
+    group = group_of(["#1", "#2"])
+    judgments = judged(pointwise_prompts([group], Counter(), rubric=HELPFULNESS, form=THINK), lambda prompt, k: "[[4]]")
+    for other in (judgments[::-1], judgments[:1], []):
+        with pytest.raises(InputError, match="has no judgment in its place"):
+            list(read_scores([group], other, Counter(), rubric=HELPFULNESS, scorer="j", form=THINK))
+
+
 def test_verdicts_keep_ties_and_unread_ones_apart():
     group = group_of(["#1", "#2"])
     answers = iter(["[[A]]", "[[C]]", "both", "cut " + "x" * 2000])
@@ -164,6 +172,24 @@ def test_verdicts_keep_ties_and_unread_ones_apart():
     texts = {j.id: j.text for g in judgments for j in g.completions}
     assert texts[verdicts[0].judge_completion_id] == "[[A]]"
     assert counts == {"unread: no verdict found": 1, "unread: cut off before its verdict": 1}
+
+
+def test_a_judge_that_says_nothing():
+    """An empty text is one unread judgment; no judgment at all has a reason too, and makes no verdict."""
+    group = group_of(["#1", "#2"])
+    asked = list(pointwise_prompts([group], Counter(), rubric=HELPFULNESS, form=THINK))
+    (empty,) = judged(asked[:1], lambda prompt, k: "")
+    counts = Counter()
+    rows = [empty, Group(prompt=asked[1], completions=())]
+    scores = list(read_scores([group], rows, counts, rubric=HELPFULNESS, scorer="j", form=THINK))
+    assert [(s.value, s.note) for s in scores] == [
+        (None, "1 of 1 judgments unread: no verdict found"), (None, "the judge gave no answer"),
+    ]  # fmt: skip
+    assert sum(counts.values()) == 2
+    first, second = pairwise_prompts([group], Counter(), rubric=BETTER, form=THINK)
+    (silent,) = judged([first], lambda prompt, k: "")
+    verdicts = list(read_verdicts([silent, Group(prompt=second, completions=())], Counter(), rubric=BETTER, scorer="j"))
+    assert [(v.winner, v.note) for v in verdicts] == [(None, "no verdict found")]
 
 
 # --- programs --------------------------------------------------------------------------------------------------------
@@ -237,6 +263,14 @@ def test_a_task_that_cannot_decide():
         list(Grades(judge=Judge())([group]))
 
 
+def test_one_response_has_no_rival_and_equal_ones_tie():
+    battles = Battles(judge=Judge(pairwise=True), task=WORLD, form=THINK)
+    one, none, same = group_of(["#1", "bad"]), group_of(["bad"]), group_of(["a#1", "b#1"])
+    assert list(battles([one, none])) == [[], []]
+    assert [v.winner for v in next(battles([same]))] == ["tie", "tie"]
+    assert bradley_terry(battle_matrix([c.id for c in same.completions], next(battles([same])))).tolist() == [0.0, 0.0]
+
+
 def test_a_noisy_pairwise_judge_with_a_position_bias():
     """It prefers the first by sigmoid((difference + 1) / 1): 0.73 of equal pairs, and both orders cancel the bias."""
     groups = [group_of([f"#{n}" for n in range(10)], number=i) for i in range(30)]
@@ -292,6 +326,9 @@ def test_a_rubric_says_whether_a_model_judges_in_pairs():
         ({"model": ModelSpec(source="m")}, "a judging model needs both"),
         ({"model": ModelSpec(source="m"), "rubric": "better", "function": "a:b"}, "give one of them"),
         ({"noise": -1.0}, "give 0 or more"),
+        ({"noise": float("nan")}, "give 0 or more"),
+        ({"length_bias": float("nan")}, "give finite numbers"),
+        ({"position_bias": float("inf")}, "give finite numbers"),
     ],
 )
 def test_judges_that_make_no_sense(fields, message):

@@ -77,6 +77,16 @@ def test_what_is_longer_than_the_context_is_unscored(model):
     assert (long.value, long.note) == (None, f"longer than {limit} tokens")
 
 
+def test_a_likelihood_that_is_not_finite_is_unscored(tmp_path):
+    broken = samples.save_model(tmp_path)
+    network = load_model(broken)
+    with torch.no_grad():
+        network.get_input_embeddings().weight.fill_(torch.nan)
+    network.save_pretrained(tmp_path)
+    ((score,),) = CompletionNLL(model=broken)([group("q", "aa")])
+    assert (score.value, score.note) == (None, "its likelihood is not finite")
+
+
 def test_it_crosses_processes(model):
     scorer = CompletionNLL(model=model, best_by="reward")
     assert pickle.loads(pickle.dumps(scorer)) == scorer

@@ -27,6 +27,13 @@ def test_validity_is_the_reward_of_a_task_that_verifies():
     assert values == [1.0, 1.0, 0.0]
 
 
+def test_all_invalid_and_equal_texts():
+    prompt = WORLD.test()[0]
+    assert [s.value for s in rewards(ProgrammaticReward(task=WORLD), prompt, "broken", "", "broken")] == [0.0] * 3
+    assert [s.value for s in rewards(ProgrammaticReward(task=WORLD, bias=0.05), prompt, RARE, RARE)] == [1.005] * 2
+    assert rewards(ProgrammaticReward(task=WORLD), prompt) == []
+
+
 def test_a_graded_reward_prefers_what_is_frequent_but_only_of_the_valid():
     scorer = ProgrammaticReward(task=WORLD, bias=0.05)
     values = [s.value for s in rewards(scorer, WORLD.test()[0], TOP, RARE, "broken")]

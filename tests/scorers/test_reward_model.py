@@ -6,6 +6,7 @@ from tests import architectures
 from transformers import LlamaForSequenceClassification
 
 from selftaught.errors import InputError
+from selftaught.models.load import load_tokenizer, tokenizer_fingerprint
 from selftaught.scorers.reward_model import RewardModel
 from selftaught.specs import ModelSpec
 from selftaught.types import Completion, Group, Prompt
@@ -80,3 +81,25 @@ def test_a_language_model_is_no_reward_model(tmp_path):
     architectures.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(InputError, match="sequence classifier"):
         list(RewardModel(model=ModelSpec(source=str(tmp_path)))(groups("a")))
+
+
+def test_a_row_that_ends_in_the_pad_token_is_read_at_its_end(tmp_path):
+    """Sampled ids that were cut off end in any token; here in the one that rows are padded with."""
+    model = saved(tmp_path)
+    tokenizer = load_tokenizer(model)
+    prompt, fingerprint = Prompt.from_text("ask"), tokenizer_fingerprint(tokenizer)
+    rows = tuple(
+        Completion(prompt_id=prompt.id, k=k, text="b", token_ids=ids, finish="length", tokenizer=fingerprint)
+        for k, ids in enumerate([(5, 0), (5, 6, 7, 0, 8)])
+    )
+    (scores,) = RewardModel(model=model)([Group(prompt=prompt, completions=rows)])
+    network, asked = LlamaForSequenceClassification.from_pretrained(model.source).eval(), tokenizer("ask")["input_ids"]
+    wanted = [network.score(network.model(torch.tensor([[*asked, *c.token_ids]]))[0][0, -1]).item() for c in rows]
+    assert [s.value for s in scores] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_equal_texts_one_and_none(tmp_path):
+    model = saved(tmp_path)
+    same, single, empty = RewardModel(model=model)([groups("ab", "ab")[0], groups("ab")[0], groups()[0]])
+    assert same[0].value == pytest.approx(same[1].value, abs=1e-5) and single[0].value == pytest.approx(same[0].value)
+    assert empty == []

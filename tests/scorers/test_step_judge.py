@@ -110,3 +110,13 @@ def test_a_vote_that_was_cut_off():
     (score,), counts = judged([sampled((RIGHT, 1.0))], "Step 1 adds two numbers", max_tokens=9)
     assert score.note == "1 of 1 votes unread: cut off before its verdict"
     assert counts == {"unscored: cut off before its verdict": 1}
+
+
+def test_a_judge_that_says_nothing():
+    (score,), counts = judged([sampled((RIGHT, 1.0))], "")
+    assert (score.value, score.span, score.note) == (None, None, "1 of 1 votes unread: no labels found")
+    group = sampled((RIGHT, 1.0))
+    silent = [Group(prompt=prompt, completions=()) for prompt in QUESTIONS([group], Counter())]
+    (score,) = step_scores([group], silent, counts, segmentation=SEGMENTATION)
+    assert (score.value, score.span, score.note) == (None, None, "the judge gave no answer")
+    assert counts == {"unscored: no labels found": 1, "unscored: the judge gave no answer": 1}

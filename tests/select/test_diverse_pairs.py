@@ -181,3 +181,13 @@ def test_best_demonstrations():
     dropped: Counter[str] = Counter()
     (row,) = BestDemonstrations(minimum=0.5)(groups, dropped)
     assert (row.completion.text, dict(dropped)) == ("b:1", {"no completion is good enough to be imitated": 1})
+
+
+def test_demonstrations_where_there_is_no_best():
+    tied = [group_of(("a:1", 1.0), ("b:1", 1.0), ("c:1", 0.0), name=f"p{n}") for n in range(40)]
+    assert {row.completion.text for row in BestDemonstrations()(tied)} == {"a:1", "b:1"}
+    dropped: Counter[str] = Counter()
+    assert list(BestDemonstrations()([group_of(("a:1", None)), group_of(name="empty")], dropped)) == []
+    assert dropped == {"no completion is good enough to be imitated": 2}
+    with pytest.raises(InputError, match="has no score by 'reward': score it first"):
+        list(BestDemonstrations()([replace(tied[0], scores=())]))

@@ -79,6 +79,15 @@ def test_attribute_values_count_in_broken_records_too():
     assert one in ([0.5, 0.5, 1.0], [0.5, 0.0, 0.5])
 
 
+def test_identical_texts_and_a_single_one_are_equally_diverse():
+    same, single = group_of("a b", "a b", "a b"), group_of("a b")
+    assert Frequency()(same, same.completions) == pytest.approx([1 / 3] * 3)
+    assert Frequency(transform="log")(same, same.completions) == [0.0] * 3
+    assert Frequency()(single, single.completions) == [1.0]
+    assert Frequency(transform="log")(single, single.completions) == [0.0]
+    assert window_values([single, same], 2) == [[1.0], [1 / 4] * 3]
+
+
 @pytest.mark.parametrize("frequency", [1, 2, 5, 9])
 def test_rarer_words_are_more_diverse(frequency):
     group = group_of(*["common"] * 10, *["rare"] * frequency)
@@ -126,6 +135,11 @@ def test_a_window_is_what_counting_again_gives_however_the_groups_are_cut(rows, 
         window_values(groups[cut:], window, [groups[: cut // 2], groups[cut // 2 : cut]], transform=transform)
         == (whole[cut:])
     )
+
+
+def test_a_window_holds_a_prompt():
+    with pytest.raises(InputError, match="window=0 holds no prompt"):
+        WindowFrequency(words=Frequency(), window=0)
 
 
 def test_a_window_of_one_prompt_is_the_pool():
@@ -230,6 +244,15 @@ def test_an_unreadable_judge_gives_way_to_word_frequency():
     rejected = next(c for c in group.completions if c.id == found["pair"][1])
     assert rejected.text == "x a"
     assert sum(counts.values()) == 2
+
+
+def test_a_judge_that_says_nothing_gives_way_too():
+    group = group_of("a b", "a c", "x", rewards=(1, 1, 0))
+    (asked,) = JudgePrompts(rule=DiversePairs(diversity=Judged(side="most"), minimum=0.5))([group], Counter())
+    counts: Counter[str] = Counter()
+    rows = list(judged_scores([group], [Group(prompt=asked, completions=())], counts, fallback=Frequency()))
+    assert {row.completion_id for row in rows} == {c.id for c in group.completions[:2]}
+    assert {row.note for row in rows} == {"word frequency"} and counts.total() == 1
 
 
 def test_nothing_is_asked_where_there_is_no_choice():

@@ -76,7 +76,14 @@ def test_without_battles_all_are_equal():
 
 
 @pytest.mark.parametrize(
-    ("battles", "prior"), [(np.zeros((2, 2)), 0.0), (-np.ones((2, 2)), 1.0), (np.full((2, 2), np.nan), 1)]
+    ("battles", "prior"),
+    [
+        (np.zeros((2, 2)), 0.0),
+        (-np.ones((2, 2)), 1.0),
+        (np.full((2, 2), np.nan), 1),
+        (np.zeros((2, 2)), np.nan),
+        (np.zeros((2, 2)), np.inf),
+    ],
 )
 def test_battles_that_make_no_sense(battles, prior):
     with pytest.raises(InputError, match=r"a prior of 0\.5 is usual"):

@@ -126,6 +126,11 @@ def test_bad_settings(options):
         FeedbackRows(**options)
 
 
+def test_a_threshold_that_is_no_number():
+    with pytest.raises(InputError, match="threshold=nan divides no scores"):
+        FeedbackRows(threshold=float("nan"))
+
+
 @pytest.mark.parametrize("balanced", [False, True])
 def test_what_becomes_a_row_is_known_before_its_steps_are_scored(balanced):
     groups = [group(*((text, float(text < "c")) for text in "abcdef"), name=str(i)) for i in range(4)]
@@ -152,3 +157,26 @@ def test_class_weights_balance_within_limits():
         2.0,
         pytest.approx(0.5, abs=1e-3),
     )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_neither_right_nor_wrong(value):
+    with pytest.raises(InputError, match=f"has the score {value} by 'verifier': mend the scorer"):
+        kept(FeedbackRows(), [group(("ab", value))])
+    with pytest.raises(InputError, match=f"has the score {value} by 'steps': mend the scorer"):
+        kept(FeedbackRows(steps="steps"), [group(("ab", 1.0, (1, value)))])
+
+
+def test_one_class_or_none():
+    dropped: Counter[str] = Counter()
+    assert kept(FeedbackRows(), [group(("a", 0.0), ("b", 0.0))]) == [("a", False), ("b", False)]
+    assert not list(FeedbackRows()([group(("a", None), ("b", None)), group(name="empty")], dropped))
+    assert dropped == {"not decided": 2}
+    assert not list(RightDemonstrations(rows=FeedbackRows())([group(("a", 0.0))]))
+
+
+def test_text_between_steps_has_no_label():
+    one = group(("a = 1, so b = 2!", 1.0))
+    spans = [Score(completion_id=one.completions[0].id, scorer="steps", value=0.0, span=s) for s in ((0, 5), (10, 15))]
+    (row,) = FeedbackRows(steps="steps")([replace(one, scores=(*one.scores, *spans))])
+    assert row.step_labels == ((0, 5, False), (10, 15, False))

@@ -164,6 +164,14 @@ def test_reward_pairs():
     assert dropped == {"all rewards are equal": 1, "no sample has a reward": 1}
 
 
+def test_equal_texts_are_no_pair_and_a_reward_is_a_finite_number():
+    pairs, dropped = select(RewardPairs(scorer="rm"), [scored(group_of(["1", "1"]), "rm", (0.5, 0.5000001))])
+    assert not pairs and dropped == {"chosen and rejected are the same text": 1}
+    for selector in (RewardPairs(scorer="rm"), GoldPairs(scorer="rm")):
+        with pytest.raises(InputError, match="has the score nan: mend the scorer"):
+            list(selector([scored(group_of(["1", "2"]), "rm", (1.0, float("nan")))]))
+
+
 def test_pairs_of_another_selector_get_the_vote_margin():
     """Right 1s with 3 of 8 votes over a wrong 2 with 1 vote: 2 / 8; where the wrong answer leads, no pair."""
     groups = [

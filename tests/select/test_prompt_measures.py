@@ -87,6 +87,23 @@ def test_unscored_completions_are_neither_chosen_nor_counted():
     assert (choice.chosen.text, choice.rejected.text, measure(choice).samples) == ("c", "b", 2)
 
 
+def test_one_text_with_two_rewards_is_no_choice():
+    """A reward model in batches rounds: the same answer all over would be preferred to itself."""
+    dropped = Counter()
+    same = rewarded("p", [0.5, 0.5000001, 0.5], ["yes"] * 3)
+    assert RANKING.choose(same) == "chosen and rejected are the same text"
+    assert measure_groups([same], RANKING, dropped=dropped) == [] and dropped.total() == 1
+    assert RANKING.choose(rewarded("p", [0.5, 0.4, 0.6], ["yes", "no", "yes"])).rejected.text == "no"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_likelihood_that_is_no_number(value):
+    group = rewarded("p", [0.2, 0.9])
+    nll = Score(completion_id=group.completions[1].id, scorer="nll", value=value)
+    with pytest.raises(InputError, match=f"has the score {value} by 'nll': mend the scorer"):
+        measure(RANKING.choose(replace(group, scores=(*group.scores, nll))), ("perplexity",))
+
+
 def test_one_completion_is_an_error():
     with pytest.raises(InputError, match=r"1 completion\(s\); RIP compares the best with the worst of N"):
         RANKING.choose(rewarded("p", [0.5]))

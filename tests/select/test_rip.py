@@ -120,6 +120,8 @@ def test_quantiles_within_groups_of_tasks():
     # Tasks that the pool did not have, and prompts without one, are compared with the whole pool.
     assert set(apart.bounds) == {"", "essay", "sum"}
     assert kept(apart, [row("new", 0.5, 4.0, task="poem"), row("none", 0.5, 3.0)]) == {"new"}
+    untold = fit_thresholds([*pool, row("null", 0.5, 3.5, task=None)], {"rejected_length": 0.5}, group_by="task")
+    assert set(untold.bounds) == {"", "essay", "sum"}
 
 
 def test_a_prompt_without_a_measure_fails_it():
@@ -146,6 +148,7 @@ def test_a_prompt_without_a_measure_fails_it():
         ),
         (lambda: Thresholds(bounds={"": {"gap": 1.0}, "x": {}}), InputError, "the same measures in every group"),
         (lambda: Thresholds(bounds={"": {"gap": 1.0}}, sides={"gab": "above"}), InputError, "'gab'"),
+        (lambda: thresholds(gap=float("nan")), InputError, "nan would keep every prompt"),
     ],
 )
 def test_thresholds_that_make_no_sense(call, error, message):
@@ -287,6 +290,14 @@ def test_pairs_without_scores_need_another_rule():
         filter_preferences([], RipPairs())
     with pytest.raises(InputError, match="row 1 has the reward nan"):
         filter_preferences([pair(0, "a", "b", score_chosen=float("nan"), score_rejected=0.0)], RipPairs())
+
+
+def test_sides_of_one_text_are_no_pair():
+    rows = [pair(0, "same", "same", score_chosen=1.0, score_rejected=0.0), pair(1, "same", "same"), pair(2, "a", "b")]
+    found = filter_preferences(rows, RipPairs(quantiles={"rejected_length": 0.5}))
+    assert found.kept == rows[2:] and found.removed == {"chosen and rejected are the same text": 2}
+    with pytest.raises(NothingToTrainOn, match="no prompt has two different rewards"):
+        filter_preferences(rows[:2], RipPairs())
 
 
 def test_equal_rows_are_rows_of_their_own():

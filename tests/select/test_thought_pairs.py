@@ -233,7 +233,16 @@ def test_missing_and_broken_scores():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"unparsed_cap": 1.0}, {"unparsed_cap": -0.1}, {"rho": -1.0}, {"thought_rho": -1.0}]
+    "fields",
+    [
+        {"unparsed_cap": 1.0},
+        {"unparsed_cap": -0.1},
+        {"rho": -1.0},
+        {"thought_rho": -1.0},
+        {"rho": float("nan")},
+        {"rho": float("inf")},
+        {"thought_rho": float("nan")},
+    ],
 )
 def test_settings_that_make_no_sense(fields):
     with pytest.raises(InputError, match="give 0"):

@@ -8,7 +8,7 @@ from selftaught.errors import InputError
 from selftaught.models.load import tokenizer_fingerprint
 from selftaught.models.scratch import train_tokenizer
 from selftaught.specs import Scratch
-from selftaught.text.templates import encode_completion, encode_prompt, end_token_ids, render
+from selftaught.text.templates import encode_completion, encode_prompt, end_token_ids, pad_id_for, render
 from selftaught.types import Completion, Message, Prompt
 
 CHAT = (
@@ -234,3 +234,12 @@ def test_a_template_file_cannot_reach_the_machine(tmp_path: Path):
     file.write_text("{{ messages.__class__.__mro__ }}", encoding="utf-8")
     with pytest.raises(InputError, match="cannot render"):
         render(PROMPT, str(file))
+
+
+def test_rows_are_padded_with_what_ends_none_of_them():
+    tokenizer = tokenizer_of()
+    own = tokenizer.pad_token_id
+    assert pad_id_for(tokenizer, {own + 1}) == own
+    assert pad_id_for(tokenizer, {own, 0, 1}) == next(i for i in range(9) if i not in {own, 0, 1})
+    with pytest.raises(InputError, match="give it a pad token of its own"):
+        pad_id_for(tokenizer, set(range(len(tokenizer))))

@@ -2,14 +2,24 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from selftaught.cli.command import add_command, add_model, add_task, model_spec, open_lab, task_spec
 from selftaught.config import build, override
 from selftaught.errors import InputError, NothingToTrainOn
-from selftaught.specs import KTO, SFT, BradleyTerry, Evaluation, Preference, Sampling, StepKTO, Training
+from selftaught.specs import (
+    KTO,
+    SFT,
+    BradleyTerry,
+    Evaluation,
+    ObjectiveSpec,
+    Preference,
+    Sampling,
+    StepKTO,
+    Training,
+)
 
 if TYPE_CHECKING:
     from selftaught.lab import Lab
@@ -24,49 +34,24 @@ RULES = {
     "rip": ("selftaught.select.rip:RipPairs", "Pair"),
 }
 
-
-@dataclass(frozen=True, kw_only=True)
-class SFTSettings:
-    """What `train --objective sft` takes as --field value."""
-
-    objective: SFT = field(default_factory=SFT)
-    training: Training = field(default_factory=lambda: Training(lr=1e-5))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferenceSettings:
-    """What `train --objective dpo` (or ipo) takes as --field value."""
-
-    objective: Preference = field(default_factory=Preference)
-    training: Training = field(default_factory=lambda: Training(lr=5e-7))
-
-
-@dataclass(frozen=True, kw_only=True)
-class KTOSettings:
-    """What `train --objective kto` takes as --field value."""
-
-    objective: KTO = field(default_factory=KTO)
-    training: Training = field(default_factory=lambda: Training(lr=1e-6))
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepKTOSettings:
-    """What `train --objective step_kto` takes as --field value."""
-
-    objective: StepKTO = field(default_factory=StepKTO)
-    training: Training = field(default_factory=lambda: Training(lr=1e-6))
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardSettings:
-    """What `train --objective reward` takes as --field value."""
-
-    objective: BradleyTerry = field(default_factory=BradleyTerry)
-    training: Training = field(default_factory=lambda: Training(lr=1e-5))
+OBJECTIVES: dict[str, tuple[ObjectiveSpec, float]] = {
+    "sft": (SFT(), 1e-5),
+    "dpo": (Preference(), 5e-7),
+    "ipo": (Preference(loss="ipo"), 5e-7),
+    "kto": (KTO(), 1e-6),
+    "step_kto": (StepKTO(), 1e-6),
+    "reward": (BradleyTerry(), 1e-5),
+}
+"""What `train --objective` can be: the objective and the learning rate before any --field value."""
 
 
 def add_commands(commands) -> None:
     """Add the commands of this module to a parser's subparsers."""
+    for add in (_add_generate, _add_score, _add_select, _add_train, _add_evaluate):
+        add(commands)
+
+
+def _add_generate(commands) -> None:
     parser = add_command(
         commands,
         "generate",
@@ -82,6 +67,8 @@ def add_commands(commands) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int)
 
+
+def _add_score(commands) -> None:
     parser = add_command(
         commands,
         "score",
@@ -93,6 +80,8 @@ def add_commands(commands) -> None:
     parser.add_argument("--scorer", required=True, choices=("votes", "verifier"))
     add_task(parser)
 
+
+def _add_select(commands) -> None:
     parser = add_command(
         commands,
         "select",
@@ -105,6 +94,8 @@ def add_commands(commands) -> None:
     parser.add_argument("--rule", required=True, choices=tuple(RULES))
     parser.add_argument("--out", type=Path, default=Path("runs/select"), help="where pairs kept of a file go")
 
+
+def _add_train(commands) -> None:
     parser = add_command(
         commands,
         "train",
@@ -120,12 +111,14 @@ def add_commands(commands) -> None:
     parser.add_argument(
         "--objective",
         required=True,
-        choices=("sft", "dpo", "ipo", "kto", "step_kto", "reward"),
+        choices=tuple(OBJECTIVES),
         help="reward trains a reward model on pairs, the others a language model",
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int)
 
+
+def _add_evaluate(commands) -> None:
     parser = add_command(
         commands,
         "evaluate",
@@ -217,20 +210,19 @@ def _filter_file(arguments, rule: Any) -> None:
 
 
 def _train(arguments) -> None:
-    kinds: dict[str, Any] = {
-        "sft": SFTSettings(),
-        "dpo": PreferenceSettings(),
-        "ipo": PreferenceSettings(objective=Preference(loss="ipo")),
-        "kto": KTOSettings(),
-        "step_kto": StepKTOSettings(),
-        "reward": RewardSettings(),
-    }
-    settings = override(kinds[arguments.objective], arguments.overrides)
+    settings = override(_train_settings(arguments.objective), arguments.overrides)
     with open_lab(arguments.out, arguments) as lab:
         examples = _examples(lab, arguments)
         trained = lab.train(model_spec(arguments), examples, settings.objective, settings.training)
         lab.keep_models({"model": trained})
     print(f"trained on {len(examples)} examples: {arguments.out / 'model'}")
+
+
+def _train_settings(name: str) -> Any:
+    """Return what `train` takes as --field value: an `objective`, of the fields of its own type, and a `training`."""
+    objective, lr = OBJECTIVES[name]
+    fields = [("objective", type(objective), objective), ("training", Training, Training(lr=lr))]
+    return make_dataclass("TrainSettings", fields, frozen=True, kw_only=True)()
 
 
 def _examples(lab: "Lab", arguments) -> "Stage":

@@ -98,7 +98,7 @@ def measure_quality(
 ) -> tuple[list[Report], dict[str, PerProblem]]:
     """Report `validity` (verified as right), mean `reward`, and `win_rate` by that reward over `baseline`'s samples.
 
-    Sample k of a prompt meets sample k of the baseline for the same prompt.
+    Sample k of a prompt meets sample k of the baseline for the same prompt. InputError where one has no reward row.
     """
     groups = list(groups)
     rewards, others = ([_values(group, reward) for group in part] for part in (groups, baseline))
@@ -179,6 +179,9 @@ def _report(name: str, mean: float, n: int) -> Report:
 
 def _values(group: Group, scorer: str) -> list[float | None]:
     scores = group.scores_by(scorer)
+    missing = next((c for c in group.completions if c.id not in scores), None)
+    if missing is not None:
+        raise InputError(f"completion {missing.id} of prompt {group.id} has no score by {scorer!r}: score it first")
     return [scores[c.id].value for c in sorted(group.completions, key=lambda c: c.k)]
 
 

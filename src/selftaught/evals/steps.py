@@ -24,7 +24,7 @@ def evaluate_steps(groups: Iterable[Group], prefix: str = "") -> tuple[list[Repo
 
     - `step_error_share`: of the solutions with a right answer, the share with at least one wrong step (the paper's
       table 3 under this reading of it), pooled over samples; its `n` counts these solutions. One without a wrong step
-      but with an undecided one is left out, as unscored;
+      but with an undecided one, or of whose steps nothing is known, is left out, as unscored;
     - `step_accuracy`: the share of right steps among those decided, per solution, then per problem;
     - `steps`, `length`: steps and tokens (characters where a completion has no tokens) per solution.
     """
@@ -32,7 +32,7 @@ def evaluate_steps(groups: Iterable[Group], prefix: str = "") -> tuple[list[Repo
     errors, unscored = {}, 0
     for name, solutions in problems.items():
         right = [s for s in solutions if s.right]
-        known = [s for s in right if s.wrong or s.labelled == s.steps]
+        known = [s for s in right if s.wrong or (s.steps and s.labelled == s.steps)]
         errors[name] = (sum(s.wrong > 0 for s in known), len(known))
         unscored += len(right) - len(known)
     per_problem: dict[str, PerProblem] = {

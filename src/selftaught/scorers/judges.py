@@ -26,6 +26,7 @@ from selftaught.types import Completion, Group, Message, Prompt, Score, Verdict,
 
 UNDECIDED = "the judge's program could not decide"
 _CUT = "cut off before its verdict"
+_SILENT = "the judge gave no answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +57,22 @@ class Judge:
             )
         if self.model is not None and self.function is not None:
             raise InputError(f"judge: model {self.model.source!r} and function {self.function!r}: give one of them")
-        if self.noise < 0:
+        if not 0 <= self.noise < math.inf:
             raise InputError(f"judge: noise={self.noise} is a standard deviation; give 0 or more")
+        if not (math.isfinite(self.length_bias) and math.isfinite(self.position_bias)):
+            raise InputError(
+                f"judge: length_bias={self.length_bias}, position_bias={self.position_bias}: give finite numbers"
+            )
 
     @property
     def name(self) -> str:
         """What `Score.scorer` and `Verdict.scorer` say."""
         return f"judge/{Path(self.rubric).stem or self.function or 'task'}"
+
+    @property
+    def code(self) -> str:
+        """A hash of the function's source, empty without a function."""
+        return code_of(self.function) if self.function else ""
 
     @property
     def in_pairs(self) -> bool:
@@ -147,6 +157,9 @@ def read_scores(
     """Yield a score for every completion: the mean of the numbers read from the judgments of its response.
 
     `judgments` are the completions of `pointwise_prompts`. They are the score's parents, behind the completion.
+
+    Raises:
+        InputError: they are those of other completions, or in another order.
     """
     judged = iter(judgments)
     for group in groups:
@@ -155,22 +168,25 @@ def read_scores(
             if c.id in errors:
                 score = Score(completion_id=c.id, scorer=scorer, value=None, note=f"no response: {errors[c.id]}")
             else:
-                score = _mean_score(c, next(judged), rubric, scorer)
+                score = _mean_score(c, next(judged, None), rubric, scorer)
             if score.value is None:
                 counts[f"unscored: {score.note}"] += 1
             yield score
 
 
-def _mean_score(completion: Completion, judgments: Group, rubric: Rubric, scorer: str) -> Score:
+def _mean_score(completion: Completion, judgments: Group | None, rubric: Rubric, scorer: str) -> Score:
+    if judgments is None or judgments.prompt.parents[-1:] != (completion.id,):
+        raise InputError(
+            f"completion {completion.id} has no judgment in its place: judge these groups, by the same form"
+        )
     read = [read_score(rubric, j.text) for j in judgments.completions]
     values = [value for value, _ in read if value is not None]
     reasons = [why_unread(j, why) for j, (value, why) in zip(judgments.completions, read, strict=True) if value is None]
-    note = f"{len(reasons)} of {len(read)} judgments unread: {reasons[0]}" if reasons else ""
     return Score(
         completion_id=completion.id,
         scorer=scorer,
         value=sum(values) / len(values) if values else None,
-        note=note,
+        note=unread_note(reasons, len(read), "judgments"),
         parents=(completion.id, *(j.id for j in judgments.completions)),
     )
 
@@ -201,6 +217,13 @@ def read_verdicts(
 def why_unread(judgment: Completion, why: str) -> str:
     """Return why a judgment could not be read: `why`, unless it was cut off."""
     return why if judgment.finish == "stop" else _CUT
+
+
+def unread_note(reasons: Sequence[str], answers: int, what: str) -> str:
+    """Return the note on answers (called `what`) of which some could not be read, empty where all could."""
+    if not answers:
+        return _SILENT
+    return f"{len(reasons)} of {answers} {what} unread: {reasons[0]}" if reasons else ""
 
 
 # --- programs --------------------------------------------------------------------------------------------------------
@@ -253,7 +276,7 @@ class Grades:
     code: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "code", code_of(self.judge.function) if self.judge.function else "")
+        object.__setattr__(self, "code", self.judge.code)
 
     @property
     def name(self) -> str:
@@ -287,7 +310,7 @@ class Battles:
     code: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "code", code_of(self.judge.function) if self.judge.function else "")
+        object.__setattr__(self, "code", self.judge.code)
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from selftaught.errors import InputError
@@ -25,7 +26,8 @@ class CompletionNLL:
     stands alone (score "nll_alone"), after the BOS token where there is one; without, its first token, which nothing
     precedes, is left out. The ratio nll / nll_alone is the instruction-following difficulty of
     arXiv 2308.12032. `best_by` names a score: only the completions where it is highest in their group are looked at.
-    Completions longer than the model's context, or without a token to score, are unscored.
+    Completions longer than the model's context, without a token to score, or whose likelihood is not finite, are
+    unscored.
     """
 
     model: ModelSpec
@@ -108,6 +110,8 @@ class _Reader:
 
     def _score(self, completion_id: str, row: tuple[list[int], int] | None, value: float | None) -> Score:
         note = "not the best completion" if row is None else self._objection(row)
+        if value is not None and not isfinite(value):
+            value, note = None, "its likelihood is not finite"
         return Score(completion_id=completion_id, scorer=self.scorer.name, value=value, note=note)
 
     def _values(self, rows: dict[str, tuple[list[int], int]]) -> dict[str, float]:

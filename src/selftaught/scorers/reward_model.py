@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from selftaught.errors import InputError
 from selftaught.specs import ModelSpec
-from selftaught.text.templates import encode_completion, encode_prompt, end_token_ids
+from selftaught.text.templates import encode_completion, encode_prompt, pad_id_for
 from selftaught.types import Completion, Group, Prompt, Score
 
 if TYPE_CHECKING:
@@ -41,9 +41,12 @@ class RewardModel:
         Raises:
             InputError: the model cannot be opened, or has several labels and `label` names none of them.
         """
+        import torch
+
         from selftaught.models.load import context_length, load_classifier, load_tokenizer, tokenizer_fingerprint
 
-        tokenizer, model = load_tokenizer(self.model), load_classifier(self.model)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        tokenizer, model = load_tokenizer(self.model), load_classifier(self.model, device=device)
         label = _label(model.config.num_labels, self.label, self.model.source)
         limit = context_length(model.config) or 2**31
         fingerprint = tokenizer_fingerprint(tokenizer)
@@ -55,7 +58,7 @@ class RewardModel:
                 for c in g.completions
             }
             fitting = {name: ids for name, ids in rows.items() if len(ids) <= limit}
-            rewards = dict(_rewards(model, tokenizer, self.model.template, fitting, label, self.batch_tokens))
+            rewards = dict(_rewards(model, tokenizer, fitting, label, self.batch_tokens))
             for group in some:
                 yield [self._score(c.id, rewards.get(c.id), len(rows[c.id]), limit) for c in group.completions]
 
@@ -82,29 +85,22 @@ def _encode(tokenizer: Any, prompt: Prompt, completion: Completion, template: st
 
 
 def _rewards(
-    model: Any, tokenizer: Any, template: str, rows: dict[str, list[int]], label: int, budget: int
+    model: Any, tokenizer: Any, rows: dict[str, list[int]], label: int, budget: int
 ) -> Iterator[tuple[str, float]]:
     """Yield (completion id, logit), in padded batches of at most `budget` tokens, or of one row."""
     import torch
 
-    ends = end_token_ids(tokenizer, template)
     by_length = sorted(rows, key=lambda name: (-len(rows[name]), name))
     while by_length:
         size = max(1, budget // len(rows[by_length[0]]))
         names, by_length = by_length[:size], by_length[size:]
         batch = [rows[name] for name in names]
-        # A classifier takes the last token that is not the pad token: one that may end a row would hide that end.
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id not in ends else _absent(batch)
+        # A row that was cut off may end in any token.
+        pad = pad_id_for(tokenizer, {row[-1] for row in batch})
         model.config.get_text_config().pad_token_id = pad
         with torch.inference_mode():
             logits = model(**_padded(batch, pad, model.device)).logits
         yield from zip(names, logits[:, label].float().tolist(), strict=True)
-
-
-def _absent(batch: Sequence[Sequence[int]]) -> int:
-    """Return the smallest id that occurs in no row."""
-    present = set(chain.from_iterable(batch))
-    return next(i for i in range(len(present) + 1) if i not in present)
 
 
 def _padded(batch: Sequence[Sequence[int]], pad: int, device: Any) -> "dict[str, Tensor]":

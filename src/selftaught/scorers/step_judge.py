@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from selftaught.scorers.judges import why_unread
+from selftaught.scorers.judges import unread_note, why_unread
 from selftaught.select.feedback import FeedbackRows
 from selftaught.text.rubrics import question_of
 from selftaught.text.step_judgments import majority, read_labels, reference_of, step_question
@@ -74,10 +74,10 @@ def _labelled(
     read = [read_labels(judgment.text, len(spans)) for judgment in judgments]
     votes = [labels for labels, _ in read if labels is not None]
     reasons = [why_unread(j, why) for j, (labels, why) in zip(judgments, read, strict=True) if labels is None]
-    note = f"{len(reasons)} of {len(read)} votes unread: {reasons[0]}" if reasons else ""
+    note = unread_note(reasons, len(read), "votes")
     parents = (completion.id, *(judgment.id for judgment in judgments))
     if not votes:
-        counts[f"unscored: {reasons[0]}"] += 1
+        counts[f"unscored: {reasons[0] if reasons else note}"] += 1
         yield Score(completion_id=completion.id, scorer=SCORER, value=None, note=note, parents=parents)
         return
     for span, label in zip(spans, majority(votes), strict=True):

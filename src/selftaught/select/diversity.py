@@ -119,6 +119,10 @@ class WindowFrequency:
     words: Frequency
     window: int
 
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise InputError(f"window={self.window} holds no prompt; give 1 for a prompt's own samples, or more")
+
     @property
     def name(self) -> str:
         """What `Score.scorer` says."""

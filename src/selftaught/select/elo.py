@@ -46,10 +46,10 @@ def bradley_terry(battles: np.ndarray, prior: float = 0.5) -> np.ndarray:
     [0.4236, -0.4236]
 
     Raises:
-        InputError: `prior` is not positive, or a count is negative or not finite.
+        InputError: `prior` is not positive and finite, or a count is negative or not finite.
     """
     n = len(battles)
-    if prior <= 0 or not np.isfinite(battles).all() or (battles < 0).any():
+    if not 0 < prior < np.inf or not np.isfinite(battles).all() or (battles < 0).any():
         raise InputError(f"prior={prior} and the battle counts must be positive and finite; a prior of 0.5 is usual")
     wins = np.asarray(battles, float) + prior * (1 - np.eye(n))
     np.fill_diagonal(wins, 0.0)

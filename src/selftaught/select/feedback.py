@@ -6,6 +6,7 @@ Choices are fixed by (seed, prompt, text), so arms that differ in labels alone t
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal, NamedTuple
 
 from selftaught.errors import InputError
@@ -50,12 +51,15 @@ class FeedbackRows:
     def __post_init__(self) -> None:
         if self.per_class < 1 or not 0 <= self.flip <= 1:
             raise InputError(f"per_class={self.per_class}, flip={self.flip}: give 1 or more, and a share of 0 to 1")
+        if not isfinite(self.threshold):
+            raise InputError(f"threshold={self.threshold} divides no scores; give a finite number, such as 0.5")
 
     def __call__(self, groups: Iterable[Group], dropped: Tally | None = None) -> Iterator[Feedback]:
         """Yield the rows of each group in the order of its completions.
 
         Raises:
-            InputError: a completion has not been scored, or its steps overlap or lie outside of its text.
+            InputError: a completion has not been scored, a score is not finite, or steps overlap or lie outside of
+                their text.
         """
         for group, choices in self.choose(groups, dropped):
             steps = self._step_scores(group)
@@ -89,7 +93,7 @@ class FeedbackRows:
                 raise InputError(
                     f"completion {completion.id} of prompt {group.id} has no score by {self.scorer!r}: score it first"
                 )
-            value = scores[completion.id].value
+            value = _finite(scores[completion.id], group.id)
             if value is None:
                 dropped["not decided"] += 1
             elif completion.text in texts:
@@ -139,12 +143,23 @@ class FeedbackRows:
         return tuple((start, end, label) for (start, end), label in covered if label is not None)
 
     def _label(self, prompt_id: str, text: str, score: Score) -> bool | None:
-        if score.value is None:
+        value = _finite(score, prompt_id)
+        if value is None:
             return None
-        label = score.value >= self.threshold
+        label = value >= self.threshold
         if not self.flip:
             return label
         return label != (int(content_id("flip", self.seed, prompt_id, text, score.span), 16) / 2**96 < self.flip)
+
+
+def _finite(score: Score, prompt_id: str) -> float | None:
+    # No comparison with NaN is true: it would pass for a wrong completion, or a wrong step.
+    if score.value is not None and not isfinite(score.value):
+        raise InputError(
+            f"completion {score.completion_id} of prompt {prompt_id} has the score {score.value} by {score.scorer!r}: "
+            "mend the scorer"
+        )
+    return score.value
 
 
 def follow(labels: Iterable[bool | None], policy: Policy) -> list[bool | None]:

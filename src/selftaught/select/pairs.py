@@ -8,6 +8,7 @@ order of the samples. `groups` must be re-iterable: the cap on unread rejects is
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Literal, NamedTuple
 
 from selftaught.errors import InputError, NothingToTrainOn
@@ -170,7 +171,7 @@ class GoldPairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardPairs:
-    """The sample with the highest reward over the one with the lowest, weight 1. Equal rewards give no pair."""
+    """The sample with the highest reward over the one with the lowest, weight 1. Equal rewards or texts are no pair."""
 
     scorer: str
     seed: int = 0
@@ -188,7 +189,12 @@ class RewardPairs:
             else:
                 best = [c for c in group.completions if values[c.id] == max(rewards)]
                 worst = [c for c in group.completions if values[c.id] == min(rewards)]
-                yield _unit_pair(group, best, worst, self.seed, values)
+                pair = _unit_pair(group, best, worst, self.seed, values)
+                # A reward model's rounding is enough to tell equal texts apart.
+                if pair.chosen.text != pair.rejected.text:
+                    yield pair
+                else:
+                    dropped["chosen and rejected are the same text"] += 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +297,11 @@ def _values(group: Group, scorer: str) -> dict[str, float | None]:
     missing = next((c for c in group.completions if c.id not in scores), None)
     if missing is not None:
         raise InputError(f"completion {missing.id} of prompt {group.id} has no score by {scorer!r}: score it first")
-    return {c.id: scores[c.id].value for c in group.completions}
+    values = {c.id: scores[c.id].value for c in group.completions}
+    broken = next((name for name, value in values.items() if value is not None and not isfinite(value)), None)
+    if broken is not None:
+        raise InputError(f"completion {broken} of prompt {group.id} has the score {values[broken]}: mend the scorer")
+    return values
 
 
 def _insist_on_some(groups: Iterable[Group], dropped: Tally, reason: str, remedy: str) -> Iterator[Group]:

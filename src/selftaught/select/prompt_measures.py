@@ -36,6 +36,8 @@ SIDES: Mapping[str, Side] = {
 MEDIANS: Mapping[str, float] = {"rejected_reward": 0.5, "rejected_length": 0.5, "gap": 0.5}
 """The paper's best setting: the median of each measure."""
 
+SAME_TEXT = "chosen and rejected are the same text"
+
 
 class Choice(NamedTuple):
     """A prompt with its chosen and rejected completions; `rewards` by completion id, of those that have one."""
@@ -82,7 +84,8 @@ class Ranking:
             return "all rewards are equal"
         chosen = pick([c for c in scored if rewards[c.id] == best], self.seed, group.id, "chosen")
         rejected = pick(self._candidates(worse, rewards, len(scored)), self.seed, group.id, "rejected")
-        return Choice(group, chosen, rejected, rewards)
+        # A reward model's rounding is enough to tell equal texts apart.
+        return SAME_TEXT if chosen.text == rejected.text else Choice(group, chosen, rejected, rewards)
 
     def _candidates(self, worse: list[Completion], rewards: Mapping[str, float], samples: int) -> list[Completion]:
         if self.rejected == "random":
@@ -139,7 +142,8 @@ def measure(choice: Choice, names: Iterable[str] = MEDIANS, length_unit: LengthU
     in [0, 1]. `perplexity` and `ifd` of the chosen completion come from its scores "nll" and "nll_alone".
 
     Raises:
-        InputError: no measure has that name, or a length in tokens is asked of a completion without token ids.
+        InputError: no measure has that name, a likelihood is not finite, or a length in tokens is asked of a completion
+            without token ids.
     """
     values = {name: _measure_function(name)(choice, length_unit) for name in names}
     return Measured(id=choice.group.id, samples=len(choice.rewards), values=values, meta=choice.group.prompt.meta)
@@ -205,7 +209,11 @@ def _mean_length(choice: Choice, unit: LengthUnit) -> float:
 
 def _nll(choice: Choice, scorer: str) -> float | None:
     score = choice.group.scores_by(scorer).get(choice.chosen.id)
-    return None if score is None else score.value
+    if score is None or score.value is None:
+        return None
+    if not isfinite(score.value):
+        raise InputError(f"completion {choice.chosen.id} has the score {score.value} by {scorer!r}: mend the scorer")
+    return score.value
 
 
 def _perplexity(choice: Choice, _: LengthUnit) -> float | None:

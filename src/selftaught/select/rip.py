@@ -17,7 +17,7 @@ groups of the prompts that a filter keeps to any other selector. Nothing depends
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ import numpy as np
 from selftaught.errors import InputError, NothingToTrainOn
 from selftaught.select.prompt_measures import (
     MEDIANS,
+    SAME_TEXT,
     SIDES,
     Choice,
     LengthUnit,
@@ -94,6 +95,8 @@ class Thresholds:
         if not names or any(set(bounds) != names for bounds in self.bounds.values()):
             raise InputError("thresholds need a bound on at least one measure, and the same measures in every group")
         check_measures((*names, *self.sides))
+        if any(bound != bound for bounds in self.bounds.values() for bound in bounds.values()):
+            raise InputError(f"thresholds {self.bounds}: nan would keep every prompt; give numbers")
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -227,7 +230,7 @@ def _known(rows: Iterable[Measured], name: str) -> list[float]:
 
 
 def _task_group(row: Measured, group_by: str) -> str:
-    return str(row.meta.get(group_by, "")) if group_by else ""
+    return "" if row.meta.get(group_by) is None else str(row.meta[group_by])
 
 
 def objections(rulings: Mapping[str, Ruling], pool: Sequence[Measured], thresholds: Thresholds) -> list[str]:
@@ -380,13 +383,7 @@ class RipPairs:
             return Thresholds(bounds={"": self.bounds}, sides=self.sides, group_by=self.group_by)
         fitted = fit_thresholds(pool, self.asked, sides=self.sides, group_by=self.group_by)
         bounds = {part: {**found, **self.bounds} for part, found in fitted.bounds.items()}
-        return Thresholds(
-            bounds=bounds,
-            sides=self.sides,
-            group_by=self.group_by,
-            samples=fitted.samples,
-            prompts=fitted.prompts,
-        )
+        return replace(fitted, bounds=bounds)
 
     def __call__(self, groups: Iterable[Group], dropped: Tally | None = None) -> Iterator[Pair]:
         """Yield at most one pair per group, in order."""
@@ -411,7 +408,7 @@ def filter_preferences(rows: Iterable[Pair], rule: RipPairs) -> FilteredRows:
     """Filter existing pairs; each row counts as a prompt of its own.
 
     Rewards are the rows' meta `score_chosen` and `score_rejected`, and N their `k` (2 where it is not there). Rows with
-    equal scores, or with a higher score of the rejected side, are removed before quantiles are taken.
+    equal texts, equal scores or a higher score of the rejected side are removed before quantiles are taken.
 
     Raises:
         InputError: no row has a measure that the rule needs.
@@ -423,14 +420,18 @@ def filter_preferences(rows: Iterable[Pair], rule: RipPairs) -> FilteredRows:
     for number, pair in enumerate(rows):
         rewards = _stored_rewards(pair, number)
         gap = rewards[pair.chosen.id] - rewards[pair.rejected.id] if rewards else None
-        if gap is not None and gap <= 0:
-            removed["both scores are equal" if gap == 0 else "the rejected side has the higher score"] += 1
+        reasons = {
+            SAME_TEXT: pair.chosen.text == pair.rejected.text,
+            "both scores are equal": gap == 0,
+            "the rejected side has the higher score": gap is not None and gap < 0,
+        }
+        if reason := next(filter(reasons.get, reasons), ""):
+            removed[reason] += 1
             continue
         group = Group(prompt=pair.prompt, completions=(pair.chosen, pair.rejected))
         row = measure(Choice(group, pair.chosen, pair.rejected, rewards), rule.measures, rule.length_unit)
-        pool.append(
-            Measured(id=str(number), samples=int(pair.meta.get("k", 2)), values=row.values, meta=pair.prompt.meta)
-        )
+        samples = int(pair.meta.get("k", 2))
+        pool.append(Measured(id=str(number), samples=samples, values=row.values, meta=pair.prompt.meta))
         usable[str(number)] = pair
     thresholds = rule.fit(pool)
     rulings = thresholds(pool)

@@ -7,7 +7,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +52,7 @@ class ThoughtPairs:
     def __post_init__(self) -> None:
         if not 0 <= self.unparsed_cap < 1:
             raise InputError(f"unparsed_cap={self.unparsed_cap} is not a share of the pairs; give 0 to below 1")
-        if (self.rho or 0.0) < 0 or self.thought_rho < 0:
+        if not (0 <= (self.rho or 0.0) < inf and 0 <= self.thought_rho < inf):
             raise InputError(f"rho={self.rho}, thought_rho={self.thought_rho}: give 0 or more")
 
     def __call__(self, groups: Iterable[Group], dropped: Counter[str] | None = None) -> Iterator[Pair]:

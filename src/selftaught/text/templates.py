@@ -4,7 +4,7 @@ The sampler and the trainer both go through here, so that a model is trained on 
 Tokenizers are passed in: any object with the interface of a transformers tokenizer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -89,6 +89,23 @@ def end_token_ids(tokenizer: Any, template: str) -> tuple[int, ...]:
         return ends
     _require_chat_template(tokenizer)
     return tuple(dict.fromkeys((*ends, *_chat_end_ids(tokenizer))))
+
+
+def pad_id_for(tokenizer: Any, last_ids: Collection[int]) -> int:
+    """Return an id to pad rows with that is none of their last ones: the tokenizer's pad id, else the smallest.
+
+    A sequence classifier reads a row at the last token that is not the pad token.
+
+    Raises:
+        InputError: every token of the vocabulary ends some row.
+    """
+    found = next((i for i in (tokenizer.pad_token_id, *range(len(tokenizer))) if i not in last_ids), None)
+    if found is None:
+        raise InputError(
+            f"each of the tokenizer's {len(tokenizer)} tokens ends some row, so none can pad: give it a pad token of "
+            "its own, tokenizer.add_special_tokens"
+        )
+    return found
 
 
 def _encode_chat_turn(tokenizer: Any, prompt: Prompt, text: str) -> list[int]:

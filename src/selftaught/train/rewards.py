@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from selftaught.errors import InputError
 from selftaught.objectives.base import Batch
+from selftaught.text.templates import pad_id_for
 from selftaught.train.batching import Encoded, Item, Row
 from selftaught.train.forward import causal_lm
 from selftaught.train.preview import CLOSE, OPEN
@@ -69,14 +69,7 @@ def choose_pad_id(examples: Sequence[Encoded], tokenizer: Any) -> int:
     Raises:
         InputError: every token of the vocabulary ends some row.
     """
-    ends = {int(completion[-1]) for example in examples for completion in example.completions}
-    found = next((i for i in (tokenizer.pad_token_id, *range(len(tokenizer))) if i not in ends), None)
-    if found is None:
-        raise InputError(
-            f"each of the tokenizer's {len(tokenizer)} tokens ends some row, so none can pad: give it a pad token of "
-            "its own, tokenizer.add_special_tokens"
-        )
-    return found
+    return pad_id_for(tokenizer, {int(completion[-1]) for example in examples for completion in example.completions})
 
 
 def preview_rewards(examples: Sequence[Encoded], tokenizer: Any) -> str:
