@@ -98,7 +98,7 @@ def test_who_rewards():
 def test_the_world_keeps_one_kind_unseen():
     small = recipes.small()
     world = load_task(small.task)
-    assert small.unseen in world.kinds and len(world.kinds) == 5 and world.corruption == 0.4
+    assert small.unseen in world.kinds and len(world.kinds) == 5 and world.corruption == 0.6
 
 
 # --- a run with every arm --------------------------------------------------------------------------------------------

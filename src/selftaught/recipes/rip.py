@@ -14,13 +14,13 @@ TOKEN_PATTERN = (
 LIST_OPS = {
     "operations": ["reverse", "sort", "sort desc", "rotate", "swap"],
     "lengths": [4, 6],
-    "corruption": 0.4,
-    "bias": 0.5,
+    "corruption": 0.6,
+    "bias": 0.9,
     "rewarded_give_ups": 0.1,
-    "demonstration_corruption": 0.3,
+    "demonstration_corruption": 0.1,
     "give_ups": 0.5,
 }
-"""Answers as long as the list, so that a short one is a bad one. 40% are corrupted, all five kinds alike."""
+"""Answers as long as the list, so that a short one is a bad one. 60% are corrupted, all five kinds alike."""
 
 UNSEEN = "contradict"
 """The kind of corruption that is left out while thresholds are chosen."""
@@ -73,9 +73,10 @@ def own() -> Config:
 
 
 def small() -> Config:
-    """Instructions on lists, 40% of them corrupted, and a Llama of 0.6M parameters from scratch: minutes on two cores.
+    """Instructions on lists, 60% of them corrupted, and a Llama of 0.6M parameters from scratch: minutes on two cores.
 
-    Every arm makes the same number of updates, whatever its filter leaves.
+    The pool is so large that what RIP leaves is seen about once; every arm makes the same number of updates, with the
+    same likelihood term. Thresholds were chosen on development seeds.
     """
     return Config(
         task=TaskSpec(name="list_ops", options=LIST_OPS),
@@ -97,7 +98,7 @@ def small() -> Config:
                     training=Training(
                         lr=2e-3,
                         batch_size=64,
-                        max_steps=600,
+                        max_steps=420,
                         warmup_ratio=0.2,
                         weight_decay=0.1,
                         betas=(0.9, 0.98),
@@ -107,17 +108,19 @@ def small() -> Config:
             ),
         ),
         arms=("no_filter", "random", "rip", "self_instruct", "self_rip"),
-        problems=6400,
+        problems=19_200,
         sampling=Sampling(k=8, temperature=1.0, max_tokens=24),
+        quantiles={"rejected_reward": 0.6, "rejected_length": 0.05, "gap": 0.95},
         unseen=UNSEEN,
         prompt_form="task",
-        written=6400,
+        written=3200,
         attempts=2,
         prompt_sampling=Sampling(temperature=1.0, max_tokens=32),
         near_duplicate=None,
         keywords=(),
+        nll_alpha=1.0,
         training=Training(
-            lr=5e-5, max_steps=100, batch_size=32, betas=(0.9, 0.98), min_lr_ratio=0.02, warmup_ratio=0.1
+            lr=3e-4, max_steps=250, batch_size=32, betas=(0.9, 0.98), min_lr_ratio=0.02, warmup_ratio=0.1
         ),
         evaluation=Evaluation(problems=500, k=1, max_tokens=24),
     )
@@ -168,6 +171,7 @@ def smoke() -> Config:
         quantiles={"rejected_reward": 0.2, "rejected_length": 0.2, "gap": 0.8},
         sampling=replace(config.sampling, max_tokens=12),
         written=24,
+        nll_alpha=0.0,
         prompt_sampling=replace(config.prompt_sampling, max_tokens=16),
         training=replace(config.training, max_steps=2, batch_size=8),
         evaluation=replace(config.evaluation, problems=16, max_tokens=12),

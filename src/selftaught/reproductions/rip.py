@@ -27,5 +27,5 @@ REPRODUCTION = Reproduction(
     method="rip",
     metrics=("clean_reward", "accuracy", "auc_removed", "auc_unseen", "kept", "well_formed", "well_formed_kept"),
     recipes={"small": replace(rip.small(), arms=ARMS)},
-    tried=5,
+    tried=20,
 )
