@@ -98,7 +98,7 @@ def small() -> Config:
                     training=Training(
                         lr=2e-3,
                         batch_size=64,
-                        max_steps=420,
+                        max_steps=640,
                         warmup_ratio=0.2,
                         weight_decay=0.1,
                         betas=(0.9, 0.98),
@@ -122,7 +122,7 @@ def small() -> Config:
         training=Training(
             lr=3e-4, max_steps=250, batch_size=32, betas=(0.9, 0.98), min_lr_ratio=0.02, warmup_ratio=0.1
         ),
-        evaluation=Evaluation(problems=500, k=1, max_tokens=24),
+        evaluation=Evaluation(problems=2000, k=1, max_tokens=24),
     )
 
 
