@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,8 @@ def test_bad_prompts_are_named(tmp_path: Path, row: object, words: tuple[str, ..
             "give one, with role assistant",
         ),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "weight": "high"}, "'weight' = 'high' is text"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "weight": -0.5}, "'weight' = -0.5 is no share of the loss"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "weight": math.nan}, "is no share of the loss"),
     ],
 )
 def test_bad_pairs_are_named(tmp_path: Path, row: object, words: str) -> None:

@@ -10,6 +10,7 @@ from math import isfinite
 from typing import Literal, NamedTuple
 
 from selftaught.errors import InputError
+from selftaught.store.groups import Groups
 from selftaught.text.steps import check_spans, cover
 from selftaught.types import Completion, Demonstration, Feedback, Group, Score, content_id
 
@@ -110,7 +111,9 @@ class FeedbackRows:
         if iter(groups) is groups:
             raise TypeError("groups is a one-shot iterator; this selector reads it twice: pass a list or a Groups view")
         sides: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
-        for group in groups:
+        # The lot goes by text: what makes completions long to read can wait for the second pass.
+        texts = groups.without("token_ids", "logprobs", "latents") if isinstance(groups, Groups) else groups
+        for group in texts:
             for choice in self._choices(group, dropped):
                 sides[choice.right].append((choice.draw, choice.completion.id))
         size = min(len(sides[True]), len(sides[False]))

@@ -5,6 +5,7 @@ assistant message. Every other column is kept in `meta`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -67,7 +68,7 @@ def read_pairs(path: Path | str, limit: int | None = None) -> Iterator[Pair]:
             prompt=prompt,
             chosen=chosen,
             rejected=rejected,
-            weight=float(record.fields.get("weight", 1.0)),
+            weight=_weight(record),
             loss_from=_loss_from(record, chosen, rejected),
             meta=_scores(record),
         )
@@ -185,6 +186,14 @@ def _completion(record: Record, prompt: Prompt, name: str, k: int) -> Completion
             raise InputError(f"{record.where}: {name!r} has {len(turns)} messages; give one, with role assistant")
         value = turns[0].content
     return Completion(prompt_id=prompt.id, k=k, text=value, id=content_id("given", prompt.id, k, value))
+
+
+def _weight(record: Record) -> float:
+    weight = float(record.fields.get("weight", 1.0))
+    if not (isfinite(weight) and weight >= 0):
+        # Below 0 the loss would prefer what was rejected.
+        raise InputError(f"{record.where}: 'weight' = {weight} is no share of the loss; give 0 or more")
+    return weight
 
 
 def _loss_from(record: Record, *completions: Completion) -> tuple[int, ...]:
