@@ -195,6 +195,26 @@ def test_fields_are_left_out_of_completions_only(tmp_path: Path) -> None:
             list(whole.without(name))
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_tables_without_scores_of_one_scorer_are_left_out(tmp_path: Path, on_disk: bool) -> None:
+    asked = prompts(4)
+    samples = [Completion(prompt_id=p.id, k=k, text=f"{p.id} {k}") for p in asked for k in range(2)]
+    first, second = (
+        [Score(completion_id=c.id, scorer=name, value=1.0) for c in samples for name in names]
+        for names in (("a", "b"), ("c",))
+    )
+    tables = [asked, samples, first, second]
+    if on_disk:
+        types = (Prompt, Completion, Score, Score)
+        tables = [stored(tmp_path, f"t{i}", rows, t) for i, (t, rows) in enumerate(zip(types, tables, strict=True))]
+    whole = Groups(prompts=tables[0], completions=(tables[1],), scores=(tables[2], tables[3]))
+    for scorer, left in (("a", {"a", "b"}), ("b", {"a", "b"}), ("c", {"c"}), ("d", set())):
+        groups = list(whole.scored_by(scorer))
+        assert [g.completions for g in groups] == [g.completions for g in whole]
+        assert all({s.scorer for s in g.scores} == left for g in groups)
+        assert list(whole.slice(1, 3).scored_by(scorer)) == groups[1:3]
+
+
 def test_streaming_keeps_memory_flat(tmp_path: Path) -> None:
     """Ten times the rows, the same peak of Python objects (a list of them all would be ten times larger)."""
     peaks = []

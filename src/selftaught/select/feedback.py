@@ -111,9 +111,10 @@ class FeedbackRows:
         if iter(groups) is groups:
             raise TypeError("groups is a one-shot iterator; this selector reads it twice: pass a list or a Groups view")
         sides: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
-        # The lot goes by text: what makes completions long to read can wait for the second pass.
-        texts = groups.without("token_ids", "logprobs", "latents") if isinstance(groups, Groups) else groups
-        for group in texts:
+        if isinstance(groups, Groups):
+            # The lot goes by text and verdict: what else is long to read can wait for the second pass.
+            groups = groups.scored_by(self.scorer).without("token_ids", "logprobs", "latents")
+        for group in groups:
             for choice in self._choices(group, dropped):
                 sides[choice.right].append((choice.draw, choice.completion.id))
         size = min(len(sides[True]), len(sides[False]))

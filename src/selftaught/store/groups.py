@@ -66,6 +66,14 @@ class Groups:
         """
         return replace(self, left_out=fields)
 
+    def scored_by(self, scorer: str) -> "Groups":
+        """Return the same groups without those tables of scores that hold none by `scorer`."""
+        self._align()
+        first, last = len(self.completions), len(self.completions) + len(self.scores)
+        kept = [i for i, table in enumerate(self.scores) if _holds(table, scorer)]
+        starts = [*self._starts[:first], *(self._starts[first + i] for i in kept), *self._starts[last:]]
+        return replace(self, scores=tuple(self.scores[i] for i in kept), _starts=starts)
+
     def __iter__(self) -> Iterator[Group]:
         self._align()
         left_out = [*[self.left_out] * len(self.completions), *[()] * (len(self.scores) + len(self.verdicts))]
@@ -150,6 +158,12 @@ def _columns(source: Source, *names: str) -> Iterator[tuple[str, ...]]:
     if isinstance(source, Sequence):
         return (tuple(getattr(row, name) for name in names) for row in source)
     return chain.from_iterable(zip(*batch, strict=True) for batch in source.columns(*names))
+
+
+def _holds(source: Source, scorer: str) -> bool:
+    if isinstance(source, Sequence):
+        return any(row.scorer == scorer for row in source)
+    return any(scorer in scorers for (scorers,) in source.columns("scorer"))
 
 
 def _name(source: Source) -> str:
