@@ -30,4 +30,4 @@ REPRODUCTION = Reproduction(
     recipes={"small": replace(rip.small(), arms=CLAIMED), "arms": replace(rip.small(), arms=ARMS)},
     tried=21,
 )
-"""`arms` has every filter and takes twice as long."""
+"""`arms` has every filter."""
