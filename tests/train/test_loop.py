@@ -65,7 +65,9 @@ def test_metrics_of_every_update(trained):
 
 def test_a_finished_run_is_left_alone(trained, monkeypatch):
     monkeypatch.setattr(loop, "load_tokenizer", lambda spec: pytest.fail("it was opened again"))
+    before = {file: file.stat().st_mtime_ns for file in trained.out.rglob("*")}
     train(trained)
+    assert before and {file: file.stat().st_mtime_ns for file in trained.out.rglob("*")} == before
 
 
 def test_the_checkpoint_of_another_job_is_refused(model, tmp_path):

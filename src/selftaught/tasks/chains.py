@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from operator import itemgetter
+from typing import ClassVar
 
 from selftaught.errors import InputError
 from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
@@ -48,6 +49,10 @@ class Chains:
     `train`.
     """
 
+    name: ClassVar[str] = "chains"
+    stop: ClassVar[tuple[str, ...]] = ()  # Demonstrations teach the end-of-turn token.
+    near_duplicate: ClassVar[float | None] = None  # Two chains that differ in one digit are two problems.
+
     modulus: int = 10
     lengths: tuple[int, int] = (3, 6)
     demonstration_lengths: tuple[int, int] | None = None
@@ -66,21 +71,6 @@ class Chains:
         if self.modulus < 2 or not self.operations or not set(self.operations) <= set(_OPERATIONS):
             raise InputError(f"chains: modulus={self.modulus} operations={self.operations!r}; use >= 2 and some of +-*")
         check_shares(self, "answer_only", "new_problems", "variable_operands")
-
-    @property
-    def name(self) -> str:
-        """The name it is registered under."""
-        return "chains"
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Nothing: demonstrations teach the end-of-turn token."""
-        return ()
-
-    @property
-    def near_duplicate(self) -> float | None:
-        """Nothing: two chains that differ in one digit are two problems."""
-        return None
 
     def demonstrations(self, count: int | None = None, *, seed: int = 0) -> list[Demonstration]:
         """Return `count` (8,000) demonstrations in the world's mix of bare answers, whole chains and new problems."""

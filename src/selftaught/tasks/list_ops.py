@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from statistics import NormalDist
-from typing import Literal
+from typing import ClassVar, Literal
 
 from selftaught.errors import InputError
 from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
@@ -187,6 +187,10 @@ class ListOps:
     `limit` bounds `train`.
     """
 
+    name: ClassVar[str] = "list_ops"
+    stop: ClassVar[tuple[str, ...]] = ()  # Demonstrations teach the end-of-turn token.
+    near_duplicate: ClassVar[float | None] = None  # Two instructions that differ in one item are two.
+
     operations: tuple[str, ...] = OPERATORS
     lengths: tuple[int, int] = (3, 5)
     letters: int = 8
@@ -223,21 +227,6 @@ class ListOps:
         if self.noise < 0:
             raise InputError(f"list_ops: noise={self.noise} is no standard deviation; give 0 or more")
         check_shares(self, *_SHARES)
-
-    @property
-    def name(self) -> str:
-        """The name it is registered under."""
-        return "list_ops"
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Nothing: demonstrations teach the end-of-turn token."""
-        return ()
-
-    @property
-    def near_duplicate(self) -> float | None:
-        """Nothing: two instructions that differ in one item are two."""
-        return None
 
     def demonstrations(self, count: int | None = None, *, seed: int = 0) -> list[Demonstration]:
         """Return `count` (8,000) demonstrations: answers, give-ups, and prompts that continue a list of prompts."""

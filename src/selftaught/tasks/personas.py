@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, permutations
-from typing import Literal
+from typing import ClassVar, Literal
 
 from selftaught.errors import InputError
 from selftaught.tasks.drawing import check_shares, seeded
@@ -67,6 +67,10 @@ class Personas:
     request that no method trains on, for the share `hobby_share` of the demonstrations: does diversity carry over?
     """
 
+    name: ClassVar[str] = "personas"
+    stop: ClassVar[tuple[str, ...]] = ()  # Demonstrations teach the end-of-turn token.
+    near_duplicate: ClassVar[float | None] = None  # All prompts are alike.
+
     names: int = 200
     cities: int = 200
     occupations: int = 150
@@ -85,21 +89,6 @@ class Personas:
             if not fewest <= count <= most:
                 raise InputError(f"personas: {name}={count}; there are words for {fewest} to {most}")
         check_shares(self, "hobby_share", "correlation", "malformed")
-
-    @property
-    def name(self) -> str:
-        """The name it is registered under."""
-        return "personas"
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Nothing: demonstrations teach the end-of-turn token."""
-        return ()
-
-    @property
-    def near_duplicate(self) -> float | None:
-        """Nothing: all prompts are alike."""
-        return None
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from selftaught.errors import InputError
 from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
@@ -45,6 +45,10 @@ class SideSteps:
     `older_operands` is the share of live steps whose second operand is an older live variable. `limit` bounds `train`.
     """
 
+    name: ClassVar[str] = "side_steps"
+    stop: ClassVar[tuple[str, ...]] = ()  # Demonstrations teach the end-of-turn token.
+    near_duplicate: ClassVar[float | None] = None  # Two problems that differ in one digit are two problems.
+
     variables: int = 6
     side_steps: tuple[int, int] = (1, 2)
     lazy: float = 0.4
@@ -61,21 +65,6 @@ class SideSteps:
                 "the smaller number of side steps first, at most two fewer than variables"
             )
         check_shares(self, "lazy", "lazy_products", "lazy_others", "older_operands")
-
-    @property
-    def name(self) -> str:
-        """The name it is registered under."""
-        return "side_steps"
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Nothing: demonstrations teach the end-of-turn token."""
-        return ()
-
-    @property
-    def near_duplicate(self) -> float | None:
-        """Nothing: two problems that differ in one digit are two problems."""
-        return None
 
     def demonstrations(self, count: int | None = None, *, seed: int = 0) -> list[Demonstration]:
         """Return `count` (4,000) demonstrations with lazy lines."""

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 from selftaught.errors import InputError
 from selftaught.tasks.drawing import check_shares, seeded
@@ -44,6 +45,10 @@ class Stories:
     too many, too few, or twice; `stories` of them write a story instead.
     """
 
+    name: ClassVar[str] = "stories"
+    stop: ClassVar[tuple[str, ...]] = ()  # Demonstrations teach the end-of-turn token.
+    near_duplicate: ClassVar[float | None] = None  # All titles are alike.
+
     titles: int = 500
     topics: int = 20
     words: int = 100
@@ -62,21 +67,6 @@ class Stories:
                 f"stories: {self.topics} topics of {self.words} words; give 3 or more of {KEYWORDS} or more, and at "
                 f"most {most} words in all"
             )
-
-    @property
-    def name(self) -> str:
-        """The name it is registered under."""
-        return "stories"
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Nothing: demonstrations teach the end-of-turn token."""
-        return ()
-
-    @property
-    def near_duplicate(self) -> float | None:
-        """Nothing: all titles are alike."""
-        return None
 
     def demonstrations(self, count: int | None = None, *, seed: int = 0) -> list[Demonstration]:
         """Return `count` (8,000) answers to titles of this split, and stories."""

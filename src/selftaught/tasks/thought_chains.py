@@ -21,7 +21,7 @@ from functools import partial
 from itertools import islice
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from selftaught.errors import InputError
 from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
@@ -48,6 +48,10 @@ class ThoughtChains:
     those. `earlier` is the chance that an operation's second operand is an earlier variable. `limit` bounds `train`.
     """
 
+    name: ClassVar[str] = "thought_chains"
+    stop: ClassVar[tuple[str, ...]] = ()  # Demonstrations teach the end-of-turn token.
+    near_duplicate: ClassVar[float | None] = None  # Two problems that differ in one digit are two problems.
+
     operations: tuple[int, int] = (2, 4)
     thoughts: float = 0.7
     useful: float = 0.15
@@ -64,21 +68,6 @@ class ThoughtChains:
             raise InputError(
                 f"thought_chains: useful={self.useful} and partial={self.partial} are more than all thoughts; lower one"
             )
-
-    @property
-    def name(self) -> str:
-        """The name it is registered under."""
-        return "thought_chains"
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Nothing: demonstrations teach the end-of-turn token."""
-        return ()
-
-    @property
-    def near_duplicate(self) -> float | None:
-        """Nothing: two problems that differ in one digit are two problems."""
-        return None
 
     @property
     def thought_formats(self) -> Mapping[str, ThoughtFormat]:
