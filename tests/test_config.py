@@ -193,3 +193,45 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, content: bytes, message
 def test_a_file_that_is_not_there(tmp_path: Path):
     with pytest.raises(InputError, match=r"No such file.*pass --config an existing YAML file"):
         read_yaml(tmp_path / "none.yaml")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Round:
+    radius: float = 1.0
+    kind: Literal["round"] = "round"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Square:
+    side: float = 1.0
+    kind: Literal["square"] = "square"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    shape: Round | Square | None = None
+
+
+@pytest.mark.parametrize("shape", [None, Round(), Square(), Round(radius=2.0)])
+def test_one_of_several_kinds_is_read_back(shape) -> None:
+    drawing = Drawing(shape=shape)
+    assert from_dict(Drawing, yaml.safe_load(yaml.safe_dump(to_dict(drawing)))) == drawing
+
+
+def test_a_kind_is_chosen_by_name_and_then_has_its_fields() -> None:
+    chosen = override(Drawing(shape=Round(radius=3.0)), ["--shape.kind", "square", "--shape.side", "2"])
+    assert chosen == Drawing(shape=Square(side=2.0))
+    assert override(Drawing(shape=Round(radius=3.0)), ["--shape.radius", "4"]) == Drawing(shape=Round(radius=4.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape.side", "2"], "kind = None: give one of round, square"),
+        (["--shape.kind", "oval"], "kind = 'oval': give one of round, square"),
+        (["--shape.kind", "square", "--shape.radius", "2"], "unknown key 'shape.radius'"),
+    ],
+)
+def test_a_kind_that_is_not_there_is_refused(arguments, message) -> None:
+    with pytest.raises(InputError, match=message):
+        override(Drawing(), arguments)

@@ -75,13 +75,16 @@ def _apply(kind: type, data: dict[str, Any], arguments: Sequence[str]) -> dict[s
         for depth, part in enumerate(parents):
             _known_field(inner, part, parents[:depth])
             kind_of_part = _types(inner)[part]
-            field = None if typing.get_origin(kind_of_part) is tuple else _dataclass_in(kind_of_part)
+            given = target[part] if target.get(part) is not None else {}
+            chooses = [*parents[depth + 1 :], leaf] == ["kind"] and len(_dataclasses(kind_of_part)) > 1
+            if chooses and given.get("kind") != text:
+                given = {"kind": text}  # another kind has other fields
+            field = None if typing.get_origin(kind_of_part) is tuple else _dataclass_in(kind_of_part, given)
             if field is None:
                 path = ".".join(parents[: depth + 1])
                 raise InputError(f"--{key}: {path} has no fields of its own; give it whole, --{path} VALUE")
             inner = field
-            target[part] = target[part] if target.get(part) is not None else {}
-            target = target[part]
+            target[part] = target = given
         _known_field(inner, leaf, parents)
         target[leaf] = _parse_value(text, _types(inner)[leaf])
     return data
@@ -126,10 +129,10 @@ def _parse_value(text: str, kind: Any) -> Any:
 
 
 def _refuse_unknown(kind: Any, data: Any, path: str) -> None:
-    kind = _dataclass_in(kind)
+    declared, kind = kind, _dataclass_in(kind, data)
     if kind is not None and isinstance(data, list | tuple):
         for i, item in enumerate(data):
-            _refuse_unknown(kind, item, f"{path}{i}.")
+            _refuse_unknown(declared, item, f"{path}{i}.")
     if kind is None or not isinstance(data, Mapping):
         return
     for key, value in data.items():
@@ -179,10 +182,23 @@ def _options(kind: Any) -> tuple[Any, ...]:
     return typing.get_args(kind) if isinstance(kind, UnionType) else (kind,)
 
 
-def _dataclass_in(kind: Any) -> type | None:
-    """Return the dataclass in `kind`, which may be optional."""
-    options = typing.get_args(kind) or (kind,)
-    return next((k for k in options if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
+def _dataclasses(kind: Any) -> list[type]:
+    return [k for k in typing.get_args(kind) or (kind,) if isinstance(k, type) and dataclasses.is_dataclass(k)]
+
+
+def _dataclass_in(kind: Any, data: Any) -> type | None:
+    """Return the dataclass in `kind`, which may be optional; of several the one that `kind` in the data names.
+
+    Raises:
+        InputError: there are several and the data names none of them.
+    """
+    options = _dataclasses(kind)
+    if len(options) < 2 or not isinstance(data, Mapping):
+        return options[0] if options else None
+    named = {typing.get_args(_types(option)["kind"])[0]: option for option in options}
+    if data.get("kind") not in named:
+        raise InputError(f"kind = {data.get('kind')!r}: give one of {', '.join(named)}")
+    return named[data["kind"]]
 
 
 def _converter() -> cattrs.Converter:

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from selftaught.errors import InputError, NothingToTrainOn
 from selftaught.evals.evaluate import evaluate_greedy, evaluate_samples
 from selftaught.evals.metrics import PerProblem, ordering_quality, pair_margin
 from selftaught.executor import Executor, Inline
-from selftaught.models.load import model_key
+from selftaught.models.decoding import decoding_key, write_decoding
+from selftaught.models.load import model_key, place_key
 from selftaught.objectives import build_objective
 from selftaught.scorers.base import Scorer
 from selftaught.scorers.verifier import Verifier
@@ -29,8 +30,11 @@ from selftaught.scorers.votes import Votes
 from selftaught.specs import (
     KTO,
     SFT,
+    Adaptive,
     BradleyTerry,
     Evaluation,
+    Head,
+    LatentPreference,
     ModelSpec,
     ObjectiveSpec,
     Phase,
@@ -51,13 +55,21 @@ from selftaught.train.loop import TrainJob
 from selftaught.types import Completion, Demonstration, Feedback, Pair, Prompt, Report, Score
 
 COMPLETIONS_PER_SHARD = 4096
-_EXAMPLES: dict[type, type] = {Preference: Pair, KTO: Feedback, StepKTO: Feedback, BradleyTerry: Pair}
+_EXAMPLES: dict[type, type] = {
+    Preference: Pair,
+    KTO: Feedback,
+    StepKTO: Feedback,
+    BradleyTerry: Pair,
+    LatentPreference: Pair,
+}
 """The rows that objectives train on, where only one kind will do."""
 REFERENCE_SETTINGS = ("max_length", "precision", "strategy", "micro_batch_tokens", "tree_rows", "lora")
 GENERATE = "selftaught.engines.shards:generate_shards"
 REFERENCE = "selftaught.train.reference:reference_shards"
 TRAIN = "selftaught.train.loop:train"
 SCRATCH = "selftaught.models.scratch:build_scratch"
+HEAD = "selftaught.models.adaptive_decoder:build_head"
+TOKEN = "selftaught.models.special_tokens:add_token"
 
 
 @dataclass(kw_only=True)
@@ -106,6 +118,7 @@ class Lab:
             raise InputError("there is no prompt to complete: give more data, or a higher --limit")
         table = self.table(known.prompts)
         params = {"model": model_key(model), "template": model.template, "sampling": sampling, "first_k": first_k}
+        params |= {"decoding": decoding_key(model.decoding)} if model.decoding else {}
         arguments = {"model": model, "prompts": table.path, "sampling": sampling, "first_k": first_k}
         shards = max(1, math.ceil(len(known) * sampling.k / COMPLETIONS_PER_SHARD))
         stage = self._sharded("generate", Completion, GENERATE, params, arguments, [table], shards)
@@ -158,6 +171,8 @@ class Lab:
         before = self._reference(reference or model, examples, settings) if needed else None
         parents = [examples.key] if before is None else [examples.key, before.key]
         params = {"model": model_key(model), "template": model.template, "objective": objective, "settings": settings}
+        if isinstance(objective, LatentPreference):
+            params["head"] = place_key(_head_of(model))
 
         def arguments(out: Path) -> dict[str, Any]:
             job = TrainJob(
@@ -174,9 +189,9 @@ class Lab:
         trained = self._artifact("train", TRAIN, params, parents, arguments)
         self._copy_training_metrics(trained.path / "metrics.jsonl")
         if dev is None:
-            return _trained(model, settings, trained.path / "model")
+            return _trained(model, objective, settings, trained.path / "model")
         epochs = sorted((trained.path / "snapshots").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
-        return max((_trained(model, settings, path) for path in epochs), key=dev)
+        return max((_trained(model, objective, settings, path) for path in epochs), key=dev)
 
     def _reference(self, model: ModelSpec, examples: Stage, settings: Training) -> Stage:
         """Return the log-probs of all completions of `examples` under `model`: arms that train on them share it."""
@@ -282,6 +297,24 @@ class Lab:
         made = self._artifact("scratch", SCRATCH, {"scratch": scratch}, [t.key for t in tables], arguments)
         return ModelSpec(source=str(made.path))
 
+    def adaptive(self, model: ModelSpec, head: Head) -> ModelSpec:
+        """Return `model` decoding by a new head, whose choices are equally likely until it is trained."""
+
+        def arguments(out: Path) -> dict[str, Any]:
+            return {"model": model, "head": head, "out": out, "seed": self.seed}
+
+        made = self._artifact("head", HEAD, {"model": model_key(model), "head": head}, [], arguments)
+        return replace(model, decoding=Adaptive(head=str(made.path)))
+
+    def with_token(self, model: ModelSpec, token: str) -> ModelSpec:
+        """Return `model` with the special token `token` added to its vocabulary, if it lacks it."""
+
+        def arguments(out: Path) -> dict[str, Any]:
+            return {"model": model, "token": token, "out": out, "seed": self.seed}
+
+        made = self._artifact("token", TOKEN, {"model": model_key(model), "token": token}, [], arguments)
+        return replace(model, source=str(made.path), revision=None, adapter=None)
+
     def dev_accuracy(self, task: Task, problems: int, evaluation: Evaluation) -> Callable[[ModelSpec], float]:
         """Return the measure by which `train` chooses an epoch: greedy accuracy on the first dev problems."""
         prompts, greedy = task.dev(problems), replace(evaluation, k=1)
@@ -326,9 +359,15 @@ class Lab:
         self.run.append_metrics({"event": event, "arm": self.arm, "round": self.round, **facts})
 
     def keep_models(self, models: Mapping[str, ModelSpec]) -> None:
-        """Copy trained models out of their stages: to `model/` or, where there are several arms, to `models/ARM/`."""
-        trained = {arm: Path(m.adapter or m.source) for arm, m in models.items() if arm != "seed_model"}
-        for arm, source in trained.items():
+        """Copy trained models out of their stages: to `model/` or, where there are several arms, to `models/ARM/`.
+
+        An adaptive head is copied without the model that it belongs to; `decoding.json` says how others decode.
+        """
+        trained = {arm: m for arm, m in models.items() if arm != "seed_model"}
+        for arm, model in trained.items():
+            source = Path(
+                model.decoding.head if isinstance(model.decoding, Adaptive) else model.adapter or model.source
+            )
             target = self.run.path / ("model" if len(trained) == 1 else f"models/{arm}")
             shutil.rmtree(target, ignore_errors=True)
             try:
@@ -337,6 +376,8 @@ class Lab:
                 # What copytree collects has no `strerror` of its own.
                 reason = error.strerror or error.args[0][0][-1]
                 raise InputError(f"cannot copy the model to {target}: {reason}; free some space and resume") from error
+            if model.decoding and not isinstance(model.decoding, Adaptive):
+                write_decoding(target, model.decoding)
 
     def table(self, prompts: Sequence[Prompt] | Stage) -> Stage:
         """Return `prompts` as a stage."""
@@ -442,13 +483,19 @@ def _check_rows(examples: Stage, objective: ObjectiveSpec) -> None:
         )
 
 
-def _trained(model: ModelSpec, settings: Training, path: Path) -> ModelSpec:
-    """Return the spec of what a training stage left in `path`: whole weights, or an adapter on `model`'s."""
-    return (
-        replace(model, adapter=str(path))
-        if settings.lora
-        else replace(model, source=str(path), revision=None, adapter=None)
-    )
+def _trained(model: ModelSpec, objective: ObjectiveSpec, settings: Training, path: Path) -> ModelSpec:
+    """Return the spec of what a training stage left in `path`: a head or an adapter on `model`, or whole weights."""
+    if isinstance(objective, LatentPreference):
+        return replace(model, decoding=replace(cast(Adaptive, model.decoding), head=str(path)))
+    if settings.lora:
+        return replace(model, adapter=str(path))
+    return replace(model, source=str(path), revision=None, adapter=None)
+
+
+def _head_of(model: ModelSpec) -> str:
+    if not isinstance(model.decoding, Adaptive):
+        raise InputError(f"{model.source} has no adaptive head to train: give it one with lab.adaptive(model, Head())")
+    return model.decoding.head
 
 
 def _stage_name(table: Stage | Sequence[Any]) -> str | None:

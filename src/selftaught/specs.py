@@ -34,11 +34,76 @@ class Scratch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One way to draw a token, of those that an adaptive head chooses among. The fields are those of `Sampling`."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """An adaptive head to be built: a choice for each "sequence" or each "token".
+
+    `width` is that of its two hidden layers, by default the model's, at most 1024.
+    """
+
+    level: Literal["sequence", "token"] = "sequence"
+    choices: tuple[Choice, ...] = tuple(Choice(temperature=i / 5) for i in range(6))
+    width: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adaptive:
+    """Decoding as the head in directory `head` chooses: its most likely choice, or one drawn from its distribution.
+
+    `explore` is the probability with which a choice is drawn uniformly instead.
+    """
+
+    head: str
+    select: Literal["argmax", "sample"] = "argmax"
+    explore: float = 0.0
+    kind: Literal["adaptive"] = "adaptive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyTemperature:
+    """A temperature per token from the entropy H (nats) of its distribution: base * 0.8 ** (theta / H).
+
+    Entropy-based dynamic temperature, arXiv 2403.14541.
+    """
+
+    base: float = 1.0
+    theta: float = 0.1
+    kind: Literal["entropy_temperature"] = "entropy_temperature"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resets:
+    """Decoding in which the special token `token` takes back what was said before it, up to `max_resets` times.
+
+    `bias` is added to its logit. The model goes on reading what was taken back, unless `keep_cache` is off.
+    """
+
+    token: str = "[RESET]"
+    bias: float = 0.0
+    max_resets: int = 1
+    keep_cache: bool = True
+    kind: Literal["resets"] = "resets"
+
+
+Decoding = Adaptive | EntropyTemperature | Resets
+"""How rows decode where it is not by softmax with the request's own settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A causal language model: a Hub id or a directory that `from_pretrained` opens.
 
     `adapter` is a LoRA directory applied on top. `template` says how prompts become text: "plain", "chat" (the
-    tokenizer's own template) or the path of a Jinja file.
+    tokenizer's own template) or the path of a Jinja file. `decoding` is how it decodes.
     """
 
     source: str
@@ -47,6 +112,7 @@ class ModelSpec:
     trust_remote_code: bool = False
     adapter: str | None = None
     template: str = "plain"
+    decoding: Decoding | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +197,21 @@ class BradleyTerry:
     weight_normalize: bool = False
 
 
-ObjectiveSpec = SFT | Preference | KTO | StepKTO | BradleyTerry
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentPreference:
+    """An adaptive head on pairs of completions that were decoded with recorded choices; the language model is frozen.
+
+    `loss` is one of Latent Preference Optimization's: choices as tokens beside the text ("token"), by themselves
+    ("separate"), or summed over ("latent"); "nll" raises the choices of the chosen completions alone. With
+    `length_normalize`, sums over tokens are means.
+    """
+
+    loss: Literal["token", "separate", "latent", "nll"] = "separate"
+    beta: float = 0.1
+    length_normalize: bool = True
+
+
+ObjectiveSpec = SFT | Preference | KTO | StepKTO | BradleyTerry | LatentPreference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,12 +71,13 @@ class AdaptiveTemperature:
     """Chooses among two temperatures by the sign of one hidden value: per sequence at its first step, or per token."""
 
     taus = torch.tensor([0.3, 1.5])
+    options = frozenset()
 
     def __init__(self, per_token: bool) -> None:
         self.per_token = per_token
 
-    def start(self, prompts, sampling, embed) -> Temperatures:
-        return Temperatures(torch.full((len(prompts),), torch.nan))
+    def start(self, requests, embed) -> Temperatures:
+        return Temperatures(torch.full((len(requests),), torch.nan))
 
     def __call__(self, logits: Tensor, hidden: Tensor, state: Temperatures, u: Tensor) -> Draw:
         fresh = state.tau.isnan() | self.per_token
@@ -117,12 +118,14 @@ class Resets(Columns):
 class Backtracking:
     """Says RESET as its sixth token, once. Kept: the context stays. Dropped: the row starts again from its prompt."""
 
+    options = frozenset()
+
     def __init__(self, keep_cache: bool) -> None:
         self.keep_cache = keep_cache
 
-    def start(self, prompts, sampling, embed) -> Resets:
-        lengths = torch.tensor([len(p) for p in prompts])
-        return Resets(lengths, torch.stack([p[-1] for p in prompts]), torch.zeros_like(lengths))
+    def start(self, requests, embed) -> Resets:
+        lengths = torch.tensor([len(r.prompt) for r in requests])
+        return Resets(lengths, torch.tensor([r.prompt[-1] for r in requests]), torch.zeros_like(lengths))
 
     def __call__(self, logits: Tensor, hidden: Tensor, state: Resets, u: Tensor) -> Draw:
         tokens, logprobs = draw(logits, u[:, 0])
@@ -172,8 +175,10 @@ def test_uniforms_go_on_after_a_reset() -> None:
 class DeleteThree:
     """Takes back three tokens at its draws 5 and 8: the second time across the gap that the first one left."""
 
-    def start(self, prompts, sampling, embed) -> Resets:
-        return Backtracking(True).start(prompts, sampling, embed)
+    options = frozenset()
+
+    def start(self, requests, embed) -> Resets:
+        return Backtracking(True).start(requests, embed)
 
     def __call__(self, logits: Tensor, hidden: Tensor, state: Resets, u: Tensor) -> Draw:
         state.asked = state.asked + 1
@@ -204,10 +209,12 @@ class Coconut:
     """Feeds the hidden state back n times (n differs by row), then an end-of-thought id, then decodes."""
 
     end_of_thought = 37
+    options = frozenset()
 
-    def start(self, prompts, sampling, embed) -> Thoughts:
+    def start(self, requests, embed) -> Thoughts:
         self.embed = embed
-        return Thoughts(torch.tensor([len(p) % 3 for p in prompts]), torch.ones(len(prompts), dtype=torch.bool))
+        left = torch.tensor([len(r.prompt) % 3 for r in requests])
+        return Thoughts(left, torch.ones(len(requests), dtype=torch.bool))
 
     def __call__(self, logits: Tensor, hidden: Tensor, state: Thoughts, u: Tensor) -> Draw:
         tokens, logprobs = draw(logits, u[:, 0])

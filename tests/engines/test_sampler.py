@@ -310,10 +310,20 @@ def test_a_policy_is_given_the_prompts_and_their_settings() -> None:
     seen = []
 
     class Noting(SoftmaxPolicy):
-        def start(self, prompts, sampling, embed):
-            seen.extend(zip([p.tolist() for p in prompts], sampling, strict=True))
+        def start(self, requests, embed):
+            seen.extend((request.prompt, request.sampling) for request in requests)
             assert embed(torch.tensor([3, 4])).shape == (2, 32)
-            return super().start(prompts, sampling, embed)
+            return super().start(requests, embed)
 
     run(rows=prompts("abc"), policy=Noting())
-    assert seen == [([3, 4, 5], WARM)] * 4
+    assert seen == [((3, 4, 5), WARM)] * 4
+
+
+def test_an_option_the_policy_does_not_know_is_refused() -> None:
+    request = Request(id="r7", prompt=(3, 4), sampling=WARM, seeds=(1,), options={"reset_bias": 2.0})
+    sampler = Sampler(architectures.model("llama"), architectures.tokenizer(), slots=8)
+    with pytest.raises(InputError, match="request r7 has the option 'reset_bias': this model's decoding knows none"):
+        sampler.submit(request)
+    sampler.policy.options = frozenset({"reset_bias"})
+    sampler.submit(request)
+    assert sampler.queued == 1

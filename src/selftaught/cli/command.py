@@ -57,8 +57,10 @@ def open_lab(path: Path, arguments) -> Iterator["Lab"]:
 
 
 def model_spec(arguments) -> ModelSpec:
-    """Return the model that was asked for."""
-    return ModelSpec(source=arguments.model, template=arguments.template)
+    """Return the model that was asked for, decoding as its directory says."""
+    from selftaught.models.decoding import open_spec
+
+    return open_spec(arguments.model, arguments.template)
 
 
 def task_spec(arguments) -> TaskSpec:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from selftaught.engines.rows import Request
 from selftaught.functional.sampling import draw
-from selftaught.specs import Sampling
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -52,14 +52,19 @@ class PolicyState(Protocol):
 
 
 class Policy(Protocol):
-    """How rows decode. A policy may hold modules (a temperature head); they are called without gradients."""
+    """How rows decode. A policy may hold modules (a temperature head); they are called without gradients.
 
-    def start(self, prompts: Sequence[Tensor], sampling: Sequence[Sampling], embed: Embed) -> PolicyState:
+    Attributes:
+        options: the names of the `Request.options` it understands.
+    """
+
+    options: frozenset[str]
+
+    def start(self, requests: Sequence[Request], embed: Embed) -> PolicyState:
         """Return the state of rows about to decode their first token.
 
         Args:
-            prompts: the prompt ids [L] of each row.
-            sampling: the settings of each row.
+            requests: what each row is a sample of: its prompt's ids, its settings, its options.
             embed: ids [n] -> the input vectors [n, d] the model would look up, for policies that mix ids and vectors.
         """
 
@@ -96,9 +101,11 @@ class SoftmaxState:
 class SoftmaxPolicy:
     """Temperature, top-k, top-p and min-p in the order of transformers' `generate`; temperature 0 is greedy."""
 
-    def start(self, prompts: Sequence[Tensor], sampling: Sequence[Sampling], embed: Embed) -> SoftmaxState:
+    options: frozenset[str] = frozenset()
+
+    def start(self, requests: Sequence[Request], embed: Embed) -> SoftmaxState:
         """Return the rows' settings."""
-        rows = [(s.temperature, s.top_k, s.top_p, s.min_p) for s in sampling]
+        rows = [(s.temperature, s.top_k, s.top_p, s.min_p) for s in (request.sampling for request in requests)]
         settings = tuple(dict.fromkeys(rows))
         number = {s: i for i, s in enumerate(settings)}
         return SoftmaxState(settings, torch.tensor([number[r] for r in rows]))

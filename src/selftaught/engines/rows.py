@@ -1,5 +1,6 @@
 """Bookkeeping of running rows: what each has drawn, its uniforms, and when it is done. One array entry per seat."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +23,7 @@ class Request:
         prompt: token ids.
         seeds: one unsigned 64-bit seed per sample (`store.seeds.row_seed`).
         stream: report every token; else only `done`.
+        options: settings of this request for the policy, of those it names.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Request:
     sampling: Sampling
     seeds: tuple[int, ...]
     stream: bool = False
+    options: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

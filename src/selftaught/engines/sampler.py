@@ -116,8 +116,12 @@ class Sampler:
         """Queue a request.
 
         Raises:
-            InputError: its prompt is empty or leaves no room for a token in the model's context.
+            InputError: its prompt is empty or leaves no room for a token in the model's context, or the policy does not
+                know one of its options.
         """
+        if unknown := sorted(request.options.keys() - self.policy.options):
+            known = ", ".join(sorted(self.policy.options)) or "none"
+            raise InputError(f"request {request.id} has the option {unknown[0]!r}: this model's decoding knows {known}")
         check_fits(request.id, len(request.prompt), self.model.context)
         samples, tokens = len(request.seeds), request.sampling.max_tokens
         if samples < 1 or tokens < 1:
@@ -196,10 +200,7 @@ class Sampler:
             stop_sets=[self._stops.number(request.sampling.stop) for _, request, _ in taken],
             limits=[self._limit(request) for _, request, _ in taken],
         )
-        prompts = {row: torch.tensor(request.prompt) for row, request, _ in taken}
-        policy_state = self.policy.start(
-            [prompts[row] for row, _, _ in taken], [r.sampling for _, r, _ in taken], self.model.embed
-        )
+        policy_state = self.policy.start([request for _, request, _ in taken], self.model.embed)
         logits, hidden = (x[rows.to(x.device)] for x in (ready.logits, ready.hidden))
         started = _Running(seat, ready.state.fork(rows, 1), policy_state, logits, hidden)
         self._running = self._running.join(started) if self._running else started

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from selftaught.engines.policies import build_policy
 from selftaught.engines.sampler import generate
 from selftaught.models.load import load_model, load_tokenizer, model_key
 from selftaught.specs import ModelSpec, Sampling
@@ -35,6 +36,7 @@ def generate_shards(
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     table = open_stage(prompts, verify=False)
     tokenizer, network, key = load_tokenizer(model), load_model(model, device=device), model_key(model)
+    policy = build_policy(model.decoding, tokenizer, device)
     for shard in list(missing)[rank::world]:
         start, stop = (len(table) * i // shards for i in (shard, shard + 1))
         completions = generate(
@@ -47,5 +49,6 @@ def generate_shards(
             template=model.template,
             model_id=key,
             first_k=first_k,
+            policy=policy,
         )
         write_shard(directory, Completion, shard, shards, chain.from_iterable(completions))

@@ -186,13 +186,14 @@ def model_key(spec: ModelSpec) -> str:
     The key of the stage that trained them; for other directories a hash of all files;
     for the Hub the id with its revision. An adapter is part of it.
     """
-    parts = [_place_key(spec.source, spec.revision), spec.dtype]
+    parts = [place_key(spec.source, spec.revision), spec.dtype]
     if spec.adapter:
-        parts.append(_place_key(spec.adapter, None))
+        parts.append(place_key(spec.adapter))
     return "+".join(parts)
 
 
-def _place_key(source: str, revision: str | None) -> str:
+def place_key(source: str, revision: str | None = None) -> str:
+    """Return what identifies the files at `source`, a directory or a Hub id, as `model_key` says."""
     path = Path(source).expanduser()
     if not path.is_dir():
         return f"{source}@{revision or 'main'}"
