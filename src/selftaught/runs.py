@@ -28,13 +28,7 @@ def run_method(
         RunLocked: another process is running in `out`.
     """
     started = time.perf_counter()
-    settings: dict[str, Any] = {
-        "method": method.name,
-        "recipe": recipe,
-        "seed": seed,
-        "processes": processes,
-        "config": to_dict(config),
-    }
+    settings = run_settings(method, config, seed=seed, recipe=recipe, processes=processes)
     # As it is read back: a 3 that means 3.0 must not make another stage key when the run is resumed.
     config = from_dict(method.config, settings["config"])
     with RunDirectory(out) as run:
@@ -51,6 +45,11 @@ def run_method(
         summary = summarise(method, recipe, seed, outcome, seconds)
         run.write_summary(summary)
     return summary
+
+
+def run_settings(method: Method, config: Any, *, seed: int, recipe: str, processes: int = 1) -> dict[str, Any]:
+    """Return what `config.yaml` says of a run."""
+    return {"method": method.name, "recipe": recipe, "seed": seed, "processes": processes, "config": to_dict(config)}
 
 
 def resume(out: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from selftaught import methods, reproductions
 from selftaught.errors import InputError
 from selftaught.methods.method import Claim, Method
 from selftaught.reproductions import Reproduction, combine, reproduce
+from selftaught.runs import run_settings
+from selftaught.store.run import RunDirectory
 
 ACCURACY = {
     "seed_model": (0.2, 0.2, 0.2),
@@ -152,6 +154,22 @@ def test_seeds_are_run_in_directories_of_their_own_and_the_result_is_written(tmp
     assert calls == [("scpo", tmp_path / "runs" / "scpo-small" / f"seed-{s}", s, "small", True) for s in range(3)]
     assert json.loads((tmp_path / "results" / "scpo.json").read_text()) == result
     assert len(result["claims"]) == len(methods.get("scpo").claims)
+
+
+def test_a_finished_seed_is_read_and_one_with_other_settings_is_not(tmp_path: Path, monkeypatch):
+    method, config = methods.get("scpo"), reproductions.get("scpo").recipes["small"]
+    for seed, arms in ((0, config.arms), (1, config.arms), (2, config.arms[:1])):
+        run = RunDirectory(tmp_path / "scpo-small" / f"seed-{seed}")
+        run.path.mkdir(parents=True)
+        run.write_config(run_settings(method, dataclasses.replace(config, arms=arms), seed=seed, recipe="small"))
+        run.write_summary(summary(seed, dict.fromkeys(("seed_model", *config.arms), 0.5)))
+
+    def run_again(method, config, out, **_):
+        raise InputError(f"ran {out.name}")
+
+    monkeypatch.setattr(reproductions, "run_method", run_again)
+    with pytest.raises(InputError, match="ran seed-2"):
+        reproduce("scpo", recipe="small", seeds=range(3), out=tmp_path / "results", runs=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from selftaught import methods
 from selftaught.errors import InputError
 from selftaught.evals.intervals import Interval, paired_t, ratio_of_means
 from selftaught.methods.method import Claim, Method
-from selftaught.runs import claim_row, run_method
+from selftaught.runs import claim_row, run_method, run_settings
 from selftaught.store.files import make_directory, write_json
+from selftaught.store.run import RunDirectory
 
 FEWEST_SEEDS = 3
 
@@ -49,9 +50,10 @@ def reproduce(name: str, *, recipe: str, seeds: Sequence[int], out: Path, runs: 
         raise InputError(f"{name} has no reproduction {recipe!r}: choose one of {', '.join(reproduction.recipes)}")
     if len(seeds) < FEWEST_SEEDS:
         raise InputError(f"{len(seeds)} seed(s) give no interval over seeds: pass --seeds {FEWEST_SEEDS} or more")
-    config = reproduction.recipes[recipe]
+    config, root = reproduction.recipes[recipe], runs / f"{name}-{recipe}"
     summaries = [
-        run_method(method, config, runs / f"{name}-{recipe}" / f"seed-{seed}", seed=seed, recipe=recipe, strict=True)
+        RunDirectory(root / f"seed-{seed}").finished(run_settings(method, config, seed=seed, recipe=recipe))
+        or run_method(method, config, root / f"seed-{seed}", seed=seed, recipe=recipe, strict=True)
         for seed in seeds
     ]
     result = combine(method, reproduction, summaries)

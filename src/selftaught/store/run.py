@@ -41,11 +41,7 @@ class RunDirectory:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write `config.yaml`; InputError if the directory holds a run with another configuration."""
-        try:
-            text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"the configuration has no YAML form: {reason}; use text, numbers and lists") from error
+        text = _as_yaml(config)
         resolved = yaml.safe_load(text)
         if (self.path / "config.yaml").exists():
             before = self.read_config()
@@ -72,6 +68,13 @@ class RunDirectory:
         if not isinstance(config, dict):
             raise InputError(f"{file} holds a {type(config).__name__}, not keys and values; mend it or start a new run")
         return config
+
+    def finished(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the summary of a run with this configuration that is finished here, None where there is none."""
+        summary = self.path / "summary.json"
+        if not summary.exists() or self.read_config() != yaml.safe_load(_as_yaml(config)):
+            return None
+        return json.loads(summary.read_text(encoding="utf-8"))
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
@@ -147,6 +150,14 @@ class RunDirectory:
 
 
 _ABSENT = object()
+
+
+def _as_yaml(config: Mapping[str, Any]) -> str:
+    try:
+        return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the configuration has no YAML form: {reason}; use text, numbers and lists") from error
 
 
 def _stage_name(table: Source) -> str:
