@@ -31,6 +31,7 @@ from selftaught.text.templates import encode_prompt, end_token_ids
 from selftaught.types import Completion, Prompt, completion_id
 
 PREFILL_TOKENS = 2048
+STOP_SETS = 256
 CPU_SLOTS = ((3e6, 256), (2e7, 128), (float("inf"), 32))
 
 
@@ -122,12 +123,17 @@ class Sampler:
         if unknown := sorted(request.options.keys() - self.policy.options):
             known = ", ".join(sorted(self.policy.options)) or "none"
             raise InputError(f"request {request.id} has the option {unknown[0]!r}: this model's decoding knows {known}")
+        if request.options and (check := getattr(self.policy, "check", None)):
+            check(request.options, request.id)
         check_fits(request.id, len(request.prompt), self.model.context)
         samples, tokens = len(request.seeds), request.sampling.max_tokens
         if samples < 1 or tokens < 1:
             raise InputError(
                 f"request {request.id} asks for {samples} samples of {tokens} tokens: ask for 1 or more of each"
             )
+        if not self.busy and len(self._stops.sets) > STOP_SETS:
+            # A server is asked for ever new ones, and each holds a table over the vocabulary.
+            self._stops = StopStrings(self.tokenizer)
         self._stops.number(request.sampling.stop)
         self._waiting.append(request)
 
@@ -356,15 +362,15 @@ def generate(
 
     def complete(prompt: Prompt, outputs: list[Output]) -> list[Completion]:
         rows = zip(numbers, outputs, strict=True)
-        return [_completion(prompt, k, output, stage_key, model_id, fingerprint) for k, output in rows]
+        return [completion_of(prompt, k, output, stage_key, model_id, fingerprint) for k, output in rows]
 
-    return (complete(prompts[i], outputs) for i, outputs in _run(sampler, requests, sampling.k, progress))
+    return (complete(prompts[i], outputs) for i, outputs in run_requests(sampler, requests, sampling.k, progress))
 
 
-def _run(
+def run_requests(
     sampler: Sampler, requests: deque[Request], k: int, progress: bool | None
 ) -> Iterator[tuple[int, list[Output]]]:
-    """Run all requests; yield (index, its k outputs) in order of index."""
+    """Run all requests, whose ids are "0", "1", ...; yield (number, its k outputs) in that order."""
     # Left to itself, tqdm hides its bar where there is no terminal or TQDM_DISABLE is set.
     shown: dict[str, Any] = {} if progress is None and sys.stderr.isatty() else {"disable": not progress}
     outputs: dict[int, dict[int, Output]] = {}
@@ -383,7 +389,10 @@ def _run(
                 coming += 1
 
 
-def _completion(prompt: Prompt, k: int, output: Output, stage_key: str, model_id: str, fingerprint: str) -> Completion:
+def completion_of(
+    prompt: Prompt, k: int, output: Output, stage_key: str, model_id: str, fingerprint: str
+) -> Completion:
+    """Return a finished sample as the row it is stored as."""
     return Completion(
         prompt_id=prompt.id,
         k=k,

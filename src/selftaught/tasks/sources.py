@@ -24,24 +24,27 @@ def split_file(directory: Path, split: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def read_hub(data: str, name: str, split: str, columns: Fields) -> Iterator[Record]:
-    """Yield the rows of a split of the Hub data set `data`, configuration `name`.
+def read_hub(
+    data: str, name: str | None, split: str, columns: Fields, *, directory: str | None = None
+) -> Iterator[Record]:
+    """Yield the rows of a split of the Hub data set `data`, configuration `name`, or of the files in its `directory`.
 
     Raises InputError where `data` is no id, the split cannot be had, or a row lacks one of `columns`.
     """
     if not _HUB_ID.fullmatch(data) or data.startswith("."):
         raise InputError(f"{data} does not exist: give a directory or the Hub id of a data set, owner/name")
+    part = name or directory
     try:
         from datasets import load_dataset
     except ImportError:
         raise InputError(f"{data} is no directory, and to read it from the Hub: pip install datasets") from None
     try:
-        rows = load_dataset(data, name, split=split)
+        rows = load_dataset(data, name, split=split, **({"data_dir": directory} if directory else {}))
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{data} ({name}, {split}): {reason}; check the id, or pass a directory") from error
+        raise InputError(f"{data} ({part}, {split}): {reason}; check the id, or pass a directory") from error
     for number, row in enumerate(rows, 1):
-        where = f"{data} ({name}, {split}), row {number}"
+        where = f"{data} ({part}, {split}), row {number}"
         wrong = next((column for column, kind in columns.items() if not isinstance(row.get(column), kind)), None)
         if wrong is not None:
             raise InputError(f"{where}: {wrong!r} = {row.get(wrong)!r:.60}; the columns must be {', '.join(columns)}")

@@ -4,27 +4,54 @@ The sampler and the trainer both go through here, so that a model is trained on 
 Tokenizers are passed in: any object with the interface of a transformers tokenizer.
 """
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from selftaught.errors import InputError
-from selftaught.types import Completion, Prompt
+from selftaught.types import Completion, Message, Prompt
 
 PLAIN, CHAT = "plain", "chat"
+MODEL_ONLY = "model_only_tokens"
+"""The key in a tokenizer's settings, saved with it, of the special tokens that no text of a prompt may become."""
+
+
+def prefilled(prompt: Prompt, start: str) -> Prompt:
+    """Return `prompt` with an answer begun by `start`, from which the model goes on; `prompt` itself without one."""
+    if not start:
+        return prompt
+    turns = (*prompt.messages, Message(role="assistant", content=start))
+    return replace(prompt, messages=turns, parents=(prompt.id,), id="")
+
+
+def answer_start(prompt: Prompt) -> str:
+    """Return what the answer to `prompt` begins with: the content of a last turn that is the assistant's, else ""."""
+    last = prompt.messages[-1:]
+    return last[0].content if last and last[0].role == "assistant" else ""
+
+
+def whole_answer(prompt: Prompt, completion: Completion) -> str:
+    """Return the answer as its reader sees it: begun as the prompt begins it, unless that was taken back."""
+    return completion.text if completion.discarded else answer_start(prompt) + completion.text
 
 
 def render(prompt: Prompt, template: str, tokenizer: Any = None) -> str:
     """Return the text a model is fed for `prompt`.
 
     `template` is "plain" (the turns' contents joined by line breaks), "chat" (the tokenizer's own chat template with
-    an opened assistant turn) or the path of a Jinja file that sees `messages`.
+    an opened assistant turn) or the path of a Jinja file that sees `messages`. A last turn that is the assistant's is
+    the start of the answer: it follows the text of the turns before it as it is.
 
     Raises:
         InputError: chat is asked for and the tokenizer has no chat template, or the template file cannot be used.
     """
+    if start := answer_start(prompt):
+        return render(replace(prompt, messages=prompt.messages[:-1]), template, tokenizer) + start
     if template == PLAIN:
         return prompt.text
     turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
@@ -36,12 +63,30 @@ def render(prompt: Prompt, template: str, tokenizer: Any = None) -> str:
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, template: str) -> list[int]:
-    """Return the ids a model is fed for `prompt`: a leading BOS where the tokenizer adds one, never a trailing EOS."""
+    """Return the ids a model is fed for `prompt`: a leading BOS where the tokenizer adds one, never a trailing EOS.
+
+    An answer that the prompt begins is encoded by itself, as completions are. Tokens that only the model may write
+    (`MODEL_ONLY`) never come out of a prompt: the literal text of one is encoded in two pieces.
+    """
+    if start := answer_start(prompt):
+        before = encode_prompt(tokenizer, replace(prompt, messages=prompt.messages[:-1]), template)
+        pieces = harmless_pieces(tokenizer, start)
+        return [*before, *(i for p in pieces for i in tokenizer(p, add_special_tokens=False)["input_ids"])]
     text = render(prompt, template, tokenizer)
-    ids = list(tokenizer(text, add_special_tokens=template != CHAT)["input_ids"])
-    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
+    first, *others = harmless_pieces(tokenizer, text)
+    ids = list(tokenizer(first, add_special_tokens=template != CHAT)["input_ids"])
+    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not first.endswith(str(tokenizer.eos_token)):
         ids.pop()
+    for piece in others:
+        ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def harmless_pieces(tokenizer: Any, text: str) -> list[str]:
+    """Cut `text` inside of every occurrence of a token that only the model may write; overlapping ones are cut too."""
+    tokens = getattr(tokenizer, "init_kwargs", {}).get(MODEL_ONLY, ())
+    cuts = {match.start() + 1 for token in tokens for match in re.finditer(f"(?={re.escape(token)})", text)}
+    return [text[start:end] for start, end in pairwise([0, *sorted(cuts), len(text)])]
 
 
 def encode_completion(
@@ -109,16 +154,17 @@ def pad_id_for(tokenizer: Any, last_ids: Collection[int]) -> int:
 
 
 def _encode_chat_turn(tokenizer: Any, prompt: Prompt, text: str) -> list[int]:
-    turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
+    start = answer_start(prompt)
+    turns = [{"role": m.role, "content": m.content} for m in (prompt.messages[:-1] if start else prompt.messages)]
     opened = _apply_chat_template(tokenizer, turns, prompt.id, open_answer=True)
-    answered = [*turns, {"role": "assistant", "content": text}]
+    answered = [*turns, {"role": "assistant", "content": start + text}]
     closed = _apply_chat_template(tokenizer, answered, prompt.id, open_answer=False)
-    if not closed.startswith(opened):
+    if not closed.startswith(opened + start):
         raise InputError(
             f"the chat template of {_name(tokenizer)} rewrites earlier turns once an answer is added (prompt "
             f"{prompt.id}), so the answer's targets cannot be told apart: pass --template plain or a Jinja file"
         )
-    ids = tokenizer(closed[len(opened) :], add_special_tokens=False)["input_ids"]
+    ids = tokenizer(closed[len(opened + start) :], add_special_tokens=False)["input_ids"]
     ends = end_token_ids(tokenizer, CHAT)
     last = max((i for i, token in enumerate(ids) if token in ends), default=None)
     if last is None:
