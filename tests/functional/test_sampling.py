@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from selftaught.functional.sampling import draw, inverse_cdf, keep
+from selftaught.functional.sampling import FLOOR, draw, draw_each, inverse_cdf, keep, logps_under
 
 
 def test_inverse_cdf_by_hand() -> None:
@@ -95,3 +95,36 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
         token, logprob = draw(logits[row : row + 1], u[row : row + 1], 0.9, 300, 0.95, 0.01)
         assert token.item() == tokens[row].item()
         assert logprob.item() == logprobs[row].item()
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5}, {"top_p": 0.6, "min_p": 0.05}], ids=str)
+@pytest.mark.parametrize("vocabulary", [50, 3000])
+def test_a_temperature_per_row_gives_the_bits_of_one_for_all(filters: dict, vocabulary: int) -> None:
+    """Rows at temperatures 0, 0.3, 1, 1.7 and one that float32 rounds to 0, side by side."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(40, vocabulary, generator=generator)
+    logits[::4, 7] = logits[::4].amax(-1)  # ties
+    u = torch.rand(40, generator=generator, dtype=torch.float64)
+    temperatures = torch.tensor([0.0, 0.3, 1.0, 1.7, 1e-60], dtype=torch.float64).repeat(8)
+    tokens, logprobs = draw_each(logits, u, temperatures, **filters)
+    for temperature in temperatures.unique().tolist():
+        rows = temperatures == temperature
+        expected = draw(logits[rows], u[rows], temperature if temperature > 1e-38 else 0.0, **filters)
+        assert torch.equal(tokens[rows], expected[0]) and torch.equal(logprobs[rows], expected[1])
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, {}, {"temperature": 0.05}], ids=str)
+def test_the_log_probs_of_given_tokens_are_those_they_are_drawn_with(settings: dict) -> None:
+    logits = 2 * torch.randn(30, 50, generator=torch.Generator().manual_seed(2))
+    filters = {k: v for k, v in settings.items() if k != "temperature"}
+    weights = keep((logits / settings.get("temperature", 1.0)).softmax(-1), **filters).double()
+    expected = (weights / weights.sum(-1, keepdim=True)).log().clamp(min=FLOOR)
+    for token in range(0, 50, 7):
+        tokens = torch.full((30,), token)
+        found = logps_under(logits, tokens, **settings)
+        torch.testing.assert_close(found, expected[:, token].float(), rtol=1e-4, atol=1e-5)
+
+
+def test_greedy_decoding_gives_its_token_everything_and_the_others_the_floor() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    assert logps_under(logits, torch.tensor([1, 1]), 0.0).tolist() == [0.0, FLOOR]

@@ -64,7 +64,7 @@ def test_weight_zero_gives_no_gradient():
     assert loss == 0 and not gradient.any()
 
 
-def test_it_needs_rewards_and_nothing_beforehand():
+def test_it_reads_rewards_and_needs_nothing_beforehand():
     objective = build_objective(BradleyTerry())
-    assert objective.needs_rewards and not objective.needs_reference and not objective.needs_mismatched
+    assert objective.reads == "rewards" and not objective.needs_reference and not objective.needs_mismatched
     assert objective.prepare(None, []) is None

@@ -5,12 +5,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tests import architectures
 
-from selftaught.specs import ModelSpec, Preference, Training
+from selftaught.models.adaptive_decoder import AdaptiveHead, save_head
+from selftaught.specs import Adaptive, Choice, Head, LatentPreference, ModelSpec, Preference, Training
 from selftaught.train.batching import Encoded, completions_of, encode
 from selftaught.train.loop import TrainJob
 from selftaught.types import Completion, Demonstration, Feedback, Pair, Prompt
@@ -111,3 +112,33 @@ def feedback(count: int, seed: int = 0, steps: bool = True) -> list[Feedback]:
             Feedback(prompt=asked, completion=answer, label=draw.random() < 0.5, step_labels=labels, weight=weight)
         )
     return made
+
+
+HEAD_LOSSES: tuple[tuple[Literal["sequence", "token"], LatentPreference], ...] = (
+    ("sequence", LatentPreference(beta=1.0)),
+    ("token", LatentPreference(loss="latent", beta=1.0)),
+)
+HEAD_CHOICES = tuple(Choice(temperature=t) for t in (0.0, 0.6, 1.3))
+
+
+def with_head(model: ModelSpec, level: Literal["sequence", "token"]) -> ModelSpec:
+    """Return `model` decoding by a random head, which lies in its own directory."""
+    path = Path(model.source) / f"{level}-head"
+    if not path.is_dir():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            head = AdaptiveHead(32, Head(level=level, choices=HEAD_CHOICES))
+            torch.nn.init.normal_(head.layers[-1].weight)
+        save_head(head, path, model)
+    return replace(model, decoding=Adaptive(head=str(path)))
+
+
+def chosen_pairs(count: int, level: Literal["sequence", "token"], seed: int = 0) -> list[Pair]:
+    """Return `pairs` with random choices: one, or one per character and one for the end-of-turn token."""
+    draw = random.Random(seed)
+
+    def decided(completion: Completion) -> Completion:
+        places = range(len(completion.text) + 1 if level == "token" else 1)
+        return replace(completion, latents={"choice": tuple(float(draw.randrange(3)) for _ in places)}, id="")
+
+    return [replace(p, chosen=decided(p.chosen), rejected=decided(p.rejected), id="") for p in pairs(count, seed)]

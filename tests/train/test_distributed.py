@@ -19,7 +19,11 @@ STRATEGIES = ("ddp", "fsdp2")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> ModelSpec:
-    return samples.save_model(tmp_path_factory.mktemp("model"))
+    made = samples.save_model(tmp_path_factory.mktemp("model"))
+    for level, _ in samples.HEAD_LOSSES:
+        # Here, because both processes would write it.
+        samples.with_head(made, level)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,13 @@ def test_reward_models_start_from_the_same_head(model, two, strategy, tmp_path):
     rewarded = {"examples": samples.pairs(9), "objective": BradleyTerry()}
     train(samples.job(model, tmp_path, settings=samples.settings(), **rewarded))
     assert_same(two / f"{strategy}-rewards", tmp_path, 1e-4)
+
+
+@pytest.mark.parametrize(("level", "objective"), samples.HEAD_LOSSES)
+def test_heads(model, two, level, objective, tmp_path):
+    decided = {"examples": samples.chosen_pairs(9, level), "objective": objective}
+    train(samples.job(samples.with_head(model, level), tmp_path, settings=samples.settings(), **decided))
+    assert_same(two / f"{level}-head", tmp_path, 1e-4)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

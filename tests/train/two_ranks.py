@@ -55,6 +55,10 @@ def main() -> None:
         train(samples.job(model, root / f"{strategy}-feedback", settings=halves, **told))
         rewarded = {"examples": pairs, "objective": BradleyTerry()}
         train(samples.job(model, root / f"{strategy}-rewards", settings=halves, **rewarded))
+    for level, objective in samples.HEAD_LOSSES:
+        decided = {"examples": samples.chosen_pairs(9, level), "objective": objective}
+        halves = samples.settings(micro_batch_tokens=40)
+        train(samples.job(samples.with_head(model, level), root / f"{level}-head", settings=halves, **decided))
 
 
 if __name__ == "__main__":

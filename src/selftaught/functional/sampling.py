@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 64
+FLOOR = -30.0
+"""The log-probability (nats) of what a filter drops or greedy decoding passes over, where it must be finite."""
 NUCLEUS_GUESSES = (64, 512)
 
 
@@ -36,6 +38,57 @@ def draw(
     tokens = inverse_cdf(keep(weights, top_k, top_p, min_p), u)
     chosen = logits.gather(-1, tokens.unsqueeze(-1))
     return tokens, (chosen - peak).squeeze(-1) - log_total
+
+
+def draw_each(
+    logits: Tensor, u: Tensor, temperatures: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Draw one token per row, each at a temperature of its own; on CPU a row has the same bits as in `draw`.
+
+    Args:
+        logits: [R, V] float32.
+        u: [R] float64 uniforms in [0, 1); not read where a temperature is 0 (greedy, whatever the filters).
+        temperatures: [R], not negative.
+
+    Returns:
+        tokens [R] int64 and log-probabilities [R] float32 (nats) under softmax(logits), as `draw` does.
+    """
+    peak = logits.amax(-1, keepdim=True)
+    weights = (logits - peak).exp_()
+    log_total = weights.sum(-1).log_()
+    temperatures = temperatures.to(logits.dtype)
+    greedy = temperatures == 0
+    # What a greedy row draws here is not used.
+    divisor = torch.where(greedy, 1, temperatures).unsqueeze(-1)
+    # In the same memory: getting as much again costs more than the arithmetic.
+    weights = torch.sub(logits, peak, out=weights).div_(divisor).exp_()
+    tokens = inverse_cdf(keep(weights, top_k, top_p, min_p), u)
+    if greedy.any():
+        tokens[greedy] = logits[greedy].max(-1).indices
+    return tokens, (logits.gather(-1, tokens.unsqueeze(-1)) - peak).squeeze(-1) - log_total
+
+
+def logps_under(
+    logits: Tensor, tokens: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Tensor:
+    """Return the log-probability with which `draw` would give these tokens, at least `FLOOR`.
+
+    Args:
+        logits: [R, V] float32.
+        tokens: [R] int64.
+
+    Returns:
+        [R] float32, nats.
+    """
+    if temperature == 0:
+        peak = logits.max(-1).indices
+        return torch.where(tokens == peak, 0.0, FLOOR).to(logits.dtype)
+    scores = (logits - logits.amax(-1, keepdim=True)).div_(temperature)
+    score = scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    kept = keep(scores.exp_(), top_k, top_p, min_p)
+    logps = score - kept.sum(-1).log_()
+    dropped = kept.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) == 0
+    return logps.masked_fill_(dropped, FLOOR).clamp_(min=FLOOR)
 
 
 def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:

@@ -1,14 +1,38 @@
 """Objectives: (model, batch) -> terms of a loss, built from `specs`."""
 
-from selftaught.objectives.base import Baseline, Batch, LogpsFn, Objective, RewardsFn, Steps, Term
+from selftaught.objectives.base import (
+    Baseline,
+    Batch,
+    Choices,
+    ChoicesFn,
+    LogpsFn,
+    Objective,
+    Reads,
+    RewardsFn,
+    Steps,
+    Term,
+)
 from selftaught.objectives.bradley_terry import BradleyTerryObjective
 from selftaught.objectives.kto import KTOObjective
+from selftaught.objectives.latent_preference import LatentPreferenceObjective
 from selftaught.objectives.preference import PreferenceObjective
 from selftaught.objectives.sft import SFTObjective
 from selftaught.objectives.step_kto import StepKTOObjective
-from selftaught.specs import KTO, SFT, BradleyTerry, ObjectiveSpec, Preference, StepKTO
+from selftaught.specs import KTO, SFT, BradleyTerry, LatentPreference, ObjectiveSpec, Preference, StepKTO
 
-__all__ = ["Baseline", "Batch", "LogpsFn", "Objective", "RewardsFn", "Steps", "Term", "build_objective"]
+__all__ = [
+    "Baseline",
+    "Batch",
+    "Choices",
+    "ChoicesFn",
+    "LogpsFn",
+    "Objective",
+    "Reads",
+    "RewardsFn",
+    "Steps",
+    "Term",
+    "build_objective",
+]
 
 
 def build_objective(spec: ObjectiveSpec) -> Objective:
@@ -24,4 +48,6 @@ def build_objective(spec: ObjectiveSpec) -> Objective:
             return StepKTOObjective(spec)
         case BradleyTerry():
             return BradleyTerryObjective(spec)
+        case LatentPreference():
+            return LatentPreferenceObjective(spec)
     raise TypeError(f"no objective for {type(spec).__name__}")

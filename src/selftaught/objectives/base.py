@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -48,7 +48,8 @@ class Batch:
     before the forward pass.
 
     Feedback also has `labels` [E], 1 where good (`example_labels` on the host), `steps`, and where an objective needs
-    it, `mismatched`: prompts of this batch, each with the completion of another.
+    it, `mismatched`: prompts of this batch, each with the completion of another. Completions that were decoded by
+    choices have `choices`: the index of each, [M] or [S], one per target or one per completion.
     """
 
     inputs: Mapping[str, Tensor]
@@ -66,6 +67,7 @@ class Batch:
     example_labels: tuple[bool, ...] = ()
     steps: Steps | None = None
     mismatched: "Batch | None" = None
+    choices: Tensor | None = None
 
     @property
     def sequences(self) -> int:
@@ -84,8 +86,25 @@ class Term:
     weight: float = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What a head says of the N decisions in a batch's completions, and a language model of what followed from them.
+
+    `logps` [N, K] float32 are the log-probs of the K choices, `owner` [N] the completion of each decision, one or one
+    per target. `text_logps` [N, K] are the log-probs of the text that the decision bears on under each choice, where an
+    objective asks for them.
+    """
+
+    logps: Tensor
+    owner: Tensor
+    text_logps: Tensor | None = None
+
+
 LogpsFn = Callable[[Batch], Tensor]
 RewardsFn = Callable[[Batch], Tensor]
+ChoicesFn = Callable[[Batch], Choices]
+Reads = Literal["logps", "rewards", "choices"]
+"""What an objective reads of a batch, and so what is trained: a language model, a reward model or a head."""
 Baseline = Tensor
 """What `prepare` returned, added up over ranks."""
 
@@ -93,8 +112,8 @@ Baseline = Tensor
 class Objective(Protocol):
     """A loss over batches.
 
-    `model` maps a batch to the [M] float32 log-probabilities of its targets or, where `needs_rewards`, to the [S]
-    float32 rewards of its completions.
+    `model` maps a batch to what the objective `reads`: "logps", the [M] float32 log-probabilities of its targets,
+    "rewards", the [S] float32 rewards of its completions, or "choices".
     """
 
     @property
@@ -113,15 +132,15 @@ class Objective(Protocol):
         ...
 
     @property
-    def needs_rewards(self) -> bool:
-        """Whether it trains a reward model, and not a language model."""
+    def reads(self) -> Reads:
+        """What the model is asked for."""
         ...
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return what each term is divided by, from host data alone; the loop sums it over the global batch."""
         ...
 
-    def prepare(self, model: LogpsFn, batches: Sequence[Batch]) -> Baseline | None:
+    def prepare(self, model: Callable[[Batch], Any], batches: Sequence[Batch]) -> Baseline | None:
         """Look at this rank's part of the global batch without gradients, before any update is computed from it.
 
         Returns sums, which the loop adds up over ranks, or None where nothing is to be known beforehand. It makes the
@@ -129,6 +148,6 @@ class Objective(Protocol):
         """
         ...
 
-    def __call__(self, model: LogpsFn, batch: Batch, baseline: Baseline | None) -> dict[str, Term]:
+    def __call__(self, model: Callable[[Batch], Any], batch: Batch, baseline: Baseline | None) -> dict[str, Term]:
         """Return the terms of one micro-batch by name."""
         ...

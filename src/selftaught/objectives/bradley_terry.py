@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from selftaught.functional.bradley_terry import bradley_terry
-from selftaught.objectives.base import Baseline, Batch, RewardsFn, Term
+from selftaught.objectives.base import Baseline, Batch, Reads, RewardsFn, Term
 from selftaught.specs import BradleyTerry
 
 _REPORTED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
@@ -21,7 +22,7 @@ class BradleyTerryObjective:
     terms = ("bradley_terry_loss", *_REPORTED)
     needs_reference = False
     needs_mismatched = False
-    needs_rewards = True
+    reads: ClassVar[Reads] = "rewards"
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of pairs, or for the loss the sum of weights."""

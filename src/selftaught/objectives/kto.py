@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from selftaught.functional.kto import kto, reference_point
 from selftaught.functional.nll import sequence_sums
-from selftaught.objectives.base import Baseline, Batch, LogpsFn, Term
+from selftaught.objectives.base import Baseline, Batch, LogpsFn, Reads, Term
 from selftaught.specs import KTO, StepKTO
 
 OUTCOME_TERMS = ("kto_loss", "kl", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
@@ -26,7 +27,7 @@ class KTOObjective:
     terms = OUTCOME_TERMS
     needs_reference = True
     needs_mismatched = True
-    needs_rewards = False
+    reads: ClassVar[Reads] = "logps"
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of completions for the loss, of good and of bad ones for what is reported of them."""

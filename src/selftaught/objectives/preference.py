@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from selftaught.functional.nll import sequence_nll, sequence_sums
 from selftaught.functional.preference import dpo, ipo
-from selftaught.objectives.base import Baseline, Batch, LogpsFn, Term
+from selftaught.objectives.base import Baseline, Batch, LogpsFn, Reads, Term
 from selftaught.specs import Preference
 
 _LOSSES = ("preference_loss", "nll_loss")
@@ -33,7 +34,7 @@ class PreferenceObjective:
     terms = (*_LOSSES, *_REPORTED)
     needs_reference = True
     needs_mismatched = False
-    needs_rewards = False
+    reads: ClassVar[Reads] = "logps"
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of pairs, or the sum of weights, for the losses, and the number of pairs for the rest."""

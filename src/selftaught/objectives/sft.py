@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from selftaught.functional.nll import sequence_nll, sequence_sums
-from selftaught.objectives.base import Baseline, Batch, LogpsFn, Term
+from selftaught.objectives.base import Baseline, Batch, LogpsFn, Reads, Term
 from selftaught.specs import SFT
 
 
@@ -19,7 +20,7 @@ class SFTObjective:
     terms = ("nll_loss",)
     needs_reference = False
     needs_mismatched = False
-    needs_rewards = False
+    reads: ClassVar[Reads] = "logps"
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of target tokens, or of completions."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from selftaught.functional.kto import kto, reference_point, step_means
-from selftaught.objectives.base import Baseline, Batch, LogpsFn, Steps, Term
+from selftaught.objectives.base import Baseline, Batch, LogpsFn, Reads, Steps, Term
 from selftaught.objectives.kto import (
     OUTCOME_TERMS,
     labels_of,
@@ -33,7 +34,7 @@ class StepKTOObjective:
     spec: StepKTO
     terms = (*OUTCOME_TERMS, *STEP_TERMS)
     needs_reference = True
-    needs_rewards = False
+    reads: ClassVar[Reads] = "logps"
 
     @property
     def needs_mismatched(self) -> bool:

@@ -26,6 +26,8 @@ class Encoded:
 
     Feedback has a `label`; `steps` holds the number of each token's labelled step, from 1 to S and 0 outside of them,
     `step_labels` and `step_spans` (in characters of the text) are the steps' own.
+
+    `choices` are the indices of each completion's choices, one or one per token; none for what was not decoded so.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Encoded:
     steps: Ids | None = None
     step_labels: tuple[bool, ...] = ()
     step_spans: tuple[Span, ...] = ()
+    choices: tuple[Ids, ...] = ()
 
     @property
     def first_targets(self) -> tuple[int, ...]:
@@ -119,6 +122,7 @@ def _encode_one(tokenizer: Any, example: Example, template: str, fingerprint: st
         completion_ids=tuple(c.id for c in rows),
         finished=tuple(c.finish == "stop" for c in rows),
         retokenised=sum(again),
+        choices=tuple(np.asarray(c.latents.get("choice", ()), dtype=np.float64) for c in rows),
         **(
             _feedback_fields(tokenizer, example, ids[0])
             if isinstance(example, Feedback)
@@ -384,6 +388,7 @@ def collate(items: Sequence[Item], *, packed: bool, pad_id: int, device: torch.d
     weights = tuple(i.example.weight for i in items)
     reference = [value for item in items for value in item.reference or ()]
     told = items[0].example.label is not None
+    choices = [c for i in items for c in i.example.choices]
     labels = tuple(bool(i.example.label) for i in items) if told else ()
     foreign = sorted((i.mismatched for i in items if i.mismatched), key=lambda i: -i.width)
     return Batch(
@@ -402,6 +407,7 @@ def collate(items: Sequence[Item], *, packed: bool, pad_id: int, device: torch.d
         example_labels=labels,
         steps=_collate_steps(items) if told else None,
         mismatched=collate(foreign, packed=packed, pad_id=pad_id) if foreign else None,
+        choices=torch.from_numpy(np.concatenate(choices).astype(np.int64)) if choices else None,
     )
 
 
@@ -446,6 +452,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         labels=None if batch.labels is None else batch.labels.to(device),
         steps=None if batch.steps is None else _steps_to(batch.steps, device),
         mismatched=None if batch.mismatched is None else to_device(batch.mismatched, device),
+        choices=None if batch.choices is None else batch.choices.to(device),
         **moved,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from selftaught.errors import InputError, NothingToTrainOn
 from selftaught.models.load import context_length, load_config, tokenizer_fingerprint
-from selftaught.specs import KTO, BradleyTerry, ModelSpec, ObjectiveSpec, StepKTO, Training
+from selftaught.specs import KTO, BradleyTerry, LatentPreference, ModelSpec, ObjectiveSpec, StepKTO, Training
 from selftaught.store.stage import open_stage
 from selftaught.text.templates import end_token_ids
 from selftaught.train.batching import Encoded, as_steps, encode
@@ -59,18 +59,18 @@ def for_objective(spec: ObjectiveSpec, examples: list[Encoded]) -> list[Encoded]
     """Return the examples as `spec` trains on them: with their steps, without, or every step as an example.
 
     Raises:
-        InputError: KTO got examples without labels, or no labelled step where it needs some; a reward model got what is
-            no pair.
+        InputError: KTO got examples without labels, or no labelled step where it needs some; a reward model or a head
+            got what is no pair; a head got a completion with context.
     """
-    if isinstance(spec, BradleyTerry):
+    name = type(spec).__name__
+    if isinstance(spec, BradleyTerry | LatentPreference):
         for example in examples:
             if len(example.completions) != 2:
-                raise InputError(
-                    f"example {example.id} is no pair: BradleyTerry trains on Pair rows, two completions each"
-                )
+                raise InputError(f"example {example.id} is no pair: {name} trains on Pair rows, two completions each")
+    if isinstance(spec, LatentPreference) and (cut := [e.id for e in examples if any(e.context)]):
+        raise InputError(f"example {cut[0]} has loss_from: {name} trains on all choices of a completion, so empty it")
     if not isinstance(spec, KTO | StepKTO):
         return examples
-    name = type(spec).__name__
     for example in examples:
         if example.label is None:
             raise InputError(f"example {example.id} has no label: {name} trains on Feedback rows, good or bad")

@@ -39,7 +39,9 @@ class TargetLogps(nn.Module):
         hidden = hidden.flatten(0, 1).index_select(0, sources)
         head = model.get_output_embeddings()
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        logps = token_logps(hidden, head.weight, targets, bias=head.bias, softcap=softcap)
+        # A head whose added tokens peft trains hands out the merged weight, but hides the bias.
+        bias = head.token_adapter.base_layer.bias if hasattr(head, "token_adapter") else head.bias
+        logps = token_logps(hidden, head.weight, targets, bias=bias, softcap=softcap)
         return logps[: batch.target_count]
 
 

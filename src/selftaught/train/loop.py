@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from selftaught.models.adaptive_decoder import save_head
 from selftaught.models.load import load_config, load_tokenizer
 from selftaught.objectives import Objective, build_objective
-from selftaught.specs import ModelSpec, ObjectiveSpec, Training
+from selftaught.specs import LatentPreference, ModelSpec, ObjectiveSpec, Training
 from selftaught.store.stage import open_stage
 from selftaught.train.batching import Encoded, Item, make_items, with_reference
 from selftaught.train.checkpoint import load_checkpoint, save_checkpoint, whole_directory
+from selftaught.train.choices import HeadChoices, choice_items
 from selftaught.train.distributed import Ranks, join_ranks
 from selftaught.train.examples import for_objective, prepare_examples
 from selftaught.train.memory import keep_freed_memory
@@ -27,7 +29,7 @@ from selftaught.train.preview import preview
 from selftaught.train.reference import all_logps, read_reference, stored
 from selftaught.train.rewards import choose_pad_id, preview_rewards, reward_items
 from selftaught.train.schedule import batch_indices, learning_rate, steps_per_epoch, total_steps
-from selftaught.train.setup import Prepared, prepare, prepare_rewards
+from selftaught.train.setup import Prepared, prepare, prepare_choices, prepare_rewards
 from selftaught.train.trackers import Metrics
 from selftaught.train.update import Updater
 from selftaught.types import Example, content_id
@@ -75,7 +77,7 @@ def _train(job: TrainJob, ranks: Ranks) -> None:
     settings = job.settings
     tokenizer = load_tokenizer(job.model)
     objective = build_objective(job.objective)
-    render = preview_rewards if objective.needs_rewards else preview
+    render = preview_rewards if objective.reads == "rewards" else preview
     encoded = prepare_examples(job.model, job.examples, settings, tokenizer, show=ranks.rank == 0, render=render)
     encoded = for_objective(job.objective, encoded)
     prepared, items = _prepare(job, objective, encoded, tokenizer, ranks)
@@ -115,9 +117,13 @@ def _prepare(
     ranks: Ranks,
 ) -> tuple[Prepared, list[Item]]:
     own = tokenizer.pad_token_id
-    if objective.needs_rewards:
+    if objective.reads == "rewards":
         pad_id = choose_pad_id(examples, tokenizer)
         return prepare_rewards(job.model, job.settings, ranks, own, pad_id), reward_items(examples)
+    if isinstance(job.objective, LatentPreference):
+        with_text = job.objective.loss == "latent"
+        opened = prepare_choices(job.model, job.settings, ranks, own, with_text)
+        return opened, choice_items(examples, opened.policy.model, opened.tree, with_text)
     prepared = prepare(job.model, job.settings, ranks, own)
     return prepared, make_items(examples, tree=prepared.tree)
 
@@ -177,13 +183,16 @@ def _run(
 
 def _export(job: TrainJob, updater: Updater, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     dtype = getattr(load_config(job.model), "dtype", None) or torch.float32
-    model = updater.policy.model
+    policy = updater.policy
     state = updater.full_state(dtype)
     if updater.ranks.rank == 0 and not path.is_dir():
         with whole_directory(path) as aside:
-            model.save_pretrained(aside, state_dict=state)
-            tokenizer.save_pretrained(aside)
-            _set_saved_dtype(aside / "config.json", dtype)
+            if isinstance(policy, HeadChoices):
+                save_head(policy.model, aside, job.model)
+            else:
+                policy.model.save_pretrained(aside, state_dict=state)
+                tokenizer.save_pretrained(aside)
+                _set_saved_dtype(aside / "config.json", dtype)
     updater.ranks.wait()
 
 
@@ -201,6 +210,8 @@ def _fingerprint(job: TrainJob, items: Sequence[Item], world: int) -> str:
         digest.update(f"{item.example.id} {item.example.weight!r} {item.reference}".encode())
         if item.example.label is not None:
             digest.update(f" {item.example.label} {item.example.step_labels} {item.step_reference}".encode())
+        for choices in item.example.choices:
+            digest.update(f" {choices.tolist()}".encode())
         digest.update(b"\n")
     return content_id(
         asdict(job.model),

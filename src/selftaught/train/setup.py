@@ -8,17 +8,20 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from selftaught.errors import InputError
+from selftaught.models.adaptive_decoder import load_head
 from selftaught.models.load import load_model, load_reward_model
-from selftaught.specs import Lora, ModelSpec, Training
+from selftaught.models.special_tokens import TRAINED_WITH_ADAPTERS
+from selftaught.specs import Adaptive, Lora, ModelSpec, Training
 from selftaught.train.attention import NAME, packed_attention
 from selftaught.train.batching import Batcher
+from selftaught.train.choices import HeadChoices
 from selftaught.train.distributed import Ranks, shard
 from selftaught.train.forward import TargetLogps, causal_lm
 from selftaught.train.precision import Weights, resolve_precision
 from selftaught.train.probe import Mode, choose_mode
 from selftaught.train.rewards import Rewards
 
-Policy = TypeVar("Policy", TargetLogps, Rewards)
+Policy = TypeVar("Policy", TargetLogps, Rewards, HeadChoices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,34 @@ def prepare_rewards(
     causal_lm(opened).config.get_text_config().pad_token_id = own_pad_id
     _apply(settings, opened)
     return _placed(Rewards(opened, pad_id), False, pad_id, settings, ranks)
+
+
+def prepare_choices(
+    spec: ModelSpec, settings: Training, ranks: Ranks, pad_id: int, with_text: bool
+) -> Prepared[HeadChoices]:
+    """Open the head that `spec` decodes with, to be trained in float32, on its language model, which is not.
+
+    Raises:
+        InputError: `spec` has no head, or `settings` are for what is not trained here.
+    """
+    if not isinstance(spec.decoding, Adaptive):
+        raise InputError(f"{spec.source} has no adaptive head to train: give its spec decoding=Adaptive(head=DIR)")
+    if settings.lora or settings.strategy == "fsdp2":
+        asked = "lora" if settings.lora else "strategy=fsdp2"
+        raise InputError(f"{asked} is for language models, and only a small head is trained here: leave it out")
+    base = load_model(spec, device=ranks.device, dtype=torch.float32)
+    base = (base.merge_and_unload() if spec.adapter else base).eval().requires_grad_(False)
+    mode, reason = choose_mode(base)
+    if reason and ranks.rank == 0:
+        print(reason, file=sys.stderr)
+    chunked = make_policy(base, mode, settings).chunked
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(resolve_precision(settings.precision, ranks.device))
+    head = load_head(spec.decoding.head, ranks.device).train()
+    policy = HeadChoices(head, base, chunked=chunked, with_text=with_text)
+    batcher = Batcher(packed=mode.packed, pad_id=pad_id, device=ranks.device, rank=ranks.rank, world=ranks.world)
+    weights = Weights(policy, torch.float32)
+    return Prepared(policy=policy, weights=weights, batcher=batcher, tree=mode.packed and settings.tree_rows)
 
 
 def _placed(policy: Policy, packed: bool, pad_id: int, settings: Training, ranks: Ranks) -> Prepared[Policy]:
@@ -113,8 +144,8 @@ def _made_trainable(model: PreTrainedModel, spec: ModelSpec, settings: Training,
     if not spec.adapter:
         return _with_adapter(model, settings.lora, task_type)
     for name, parameter in model.named_parameters():
-        # What peft saves whole beside the matrices: a reward model's head.
-        parameter.requires_grad_("lora_" in name or ".modules_to_save." in name)
+        # What peft saves beside the matrices: a reward model's head, the embeddings of added tokens.
+        parameter.requires_grad_(any(part in name for part in ("lora_", ".modules_to_save.", "trainable_tokens_delta")))
     return model
 
 
@@ -123,12 +154,26 @@ def _with_adapter(model: PreTrainedModel, lora: Lora, task_type: str) -> PreTrai
 
     targets = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type=task_type
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type=task_type,
+        trainable_token_indices=_added_tokens(model),
     )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"no adapter fits lora.targets={list(lora.targets)}: {str(error).splitlines()[0]}") from None
+
+
+def _added_tokens(model: PreTrainedModel) -> dict[str, list[int]] | None:
+    """Return the added tokens by embedding layer, in and out: untrained ones mean nothing. peft knows of tied ones."""
+    added = list(getattr(model.config, TRAINED_WITH_ADAPTERS, ()))
+    tied = model.get_input_embeddings().weight is getattr(model.get_output_embeddings(), "weight", None)
+    tables = (model.get_input_embeddings(),) if tied else (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name.rpartition(".")[2] for name, module in model.named_modules() if any(module is t for t in tables)]
+    return dict.fromkeys(names, added) if added else None
 
 
 def _switch_off_dropout(model: PreTrainedModel) -> None:

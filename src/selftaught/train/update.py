@@ -12,6 +12,7 @@ from selftaught.errors import InputError, TrainingDiverged
 from selftaught.objectives.base import Baseline, Batch, Objective, Term
 from selftaught.specs import Training
 from selftaught.train.batching import Batcher, Item, micro_batches
+from selftaught.train.choices import HeadChoices
 from selftaught.train.distributed import Ranks, split_like, whole
 from selftaught.train.forward import TargetLogps
 from selftaught.train.precision import Weights
@@ -24,7 +25,7 @@ Result = TypeVar("Result")
 class Updater:
     """Sums gradients of the terms, each divided once by its global count, and steps the optimizer."""
 
-    policy: TargetLogps | Rewards
+    policy: TargetLogps | Rewards | HeadChoices
     objective: Objective
     weights: Weights
     optimizer: torch.optim.Optimizer
