@@ -78,6 +78,17 @@ def test_claims_of_all_methods_in_one_table(root):
     assert text.endswith("Means and paired intervals over 1 or 3 seeds.")
 
 
+def test_the_first_claim_of_each_method_and_how_many_hold(root):
+    claims = [claim | {"holds": i == 1} for i, claim in enumerate(summary()["claims"])]
+    other = {**summary(), "method": "rip", "claims": claims}
+    (root / "reproductions/results/rip.json").write_text(json.dumps(other), encoding="utf-8")
+    (root / "reproductions/results/none.json").write_text(json.dumps({"method": "none", "claims": []}))
+    text = tables.render_table("reproductions/headlines", root)
+    first = tables._claim_row(claims[0])
+    assert f"| `rip` | {' | '.join(first[:4])} | 1 of {len(claims)} |" in text
+    assert text.count("| `") == 2
+
+
 def test_smallest_and_largest_ratio_of_each_benchmark(root):
     cases = [
         {"case": "slow", "ours": 1.0, "peer": 2.0, "unit": "rows/s", "ratio": 0.5},

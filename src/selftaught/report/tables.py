@@ -4,7 +4,7 @@
 
 A table stands between `<!-- table: NAME -->` and `<!-- end table -->`, each alone on its line. NAME is
 `reproductions/METHOD` or `benchmarks/NAME`, which reads COLLECTION/results/NAME.json below the current directory, or of
-all files there `reproductions/claims`, `benchmarks/all` or, in short, `benchmarks/ratios`.
+all files there `reproductions/claims`, `benchmarks/all` or, in short, `reproductions/headlines`, `benchmarks/ratios`.
 """
 
 import argparse
@@ -41,8 +41,25 @@ def claims_table(results: Iterable[Mapping[str, Any]]) -> str:
     results = list(results)
     rows = [[f"`{r.get('method', '')}`", *_claim_row(claim)] for r in results for claim in r.get("claims", ())]
     heads = ["method", *_CLAIM_HEADS]
+    return "\n\n".join([markdown_table(heads, rows, right=(3, 4)), _over_seeds(results)])
+
+
+def headlines_table(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return the first claim of every reproduction, and how many of its claims hold."""
+    rows, results = [], list(results)
+    for result in results:
+        claims = result.get("claims") or ()
+        if claims:
+            held = sum(claim.get("holds") is True for claim in claims)
+            text, metric, estimate, interval, *_ = _claim_row(claims[0])
+            rows.append([f"`{result.get('method', '')}`", text, metric, estimate, interval, f"{held} of {len(claims)}"])
+    heads = ["method", "first claim", *_CLAIM_HEADS[1:4], "claims that hold"]
+    return "\n\n".join([markdown_table(heads, rows, right=(3, 4, 5)), _over_seeds(results)])
+
+
+def _over_seeds(results: Iterable[Mapping[str, Any]]) -> str:
     seeds = " or ".join(sorted({str(len(r.get("seeds") or ())) for r in results}))
-    return "\n\n".join([markdown_table(heads, rows, right=(3, 4)), f"Means and paired intervals over {seeds} seeds."])
+    return f"Means and paired intervals over {seeds} seeds."
 
 
 def benchmark_table(result: Mapping[str, Any]) -> str:
@@ -227,6 +244,7 @@ _TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
 
 _OF_ALL: dict[str, tuple[Callable[[Iterable[Mapping[str, Any]]], str], str]] = {
     "reproductions/claims": (claims_table, "selftaught reproduce all"),
+    "reproductions/headlines": (headlines_table, "selftaught reproduce all"),
     "benchmarks/all": (benchmarks_table, "make bench"),
     "benchmarks/ratios": (ratios_table, "make bench"),
 }
