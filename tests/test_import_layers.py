@@ -24,7 +24,7 @@ LAYERS = (
     {"recipes"},
     {"runs"},
     {"reproductions"},
-    {"report", "cli"},
+    {"report", "serve", "cli"},
     {"__main__"},
 )
 HEIGHT = {unit: height for height, units in enumerate(LAYERS) for unit in units}

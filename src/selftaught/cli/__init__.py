@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from selftaught import __version__
-from selftaught.cli import judge, runs, verbs
+from selftaught.cli import judge, runs, serve, verbs
 from selftaught.errors import InputError, SelftaughtError
 
 INTERRUPTED = 130
@@ -50,4 +50,5 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_commands(commands)
     verbs.add_commands(commands)
     judge.add_commands(commands)
+    serve.add_commands(commands)
     return parser

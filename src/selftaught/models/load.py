@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from selftaught.errors import InputError
+from selftaught.models.endpoint import is_endpoint, parse_endpoint
 from selftaught.specs import ModelSpec
 from selftaught.store.files import hash_file
 from selftaught.store.manifest import MANIFEST, read_manifest
@@ -193,7 +194,12 @@ def model_key(spec: ModelSpec) -> str:
 
 
 def place_key(source: str, revision: str | None = None) -> str:
-    """Return what identifies the files at `source`, a directory or a Hub id, as `model_key` says."""
+    """Return what identifies the files at `source`, a directory or a Hub id, as `model_key` says.
+
+    A server's model is its URL and name.
+    """
+    if is_endpoint(source):
+        return str(parse_endpoint(source))
     path = Path(source).expanduser()
     if not path.is_dir():
         return f"{source}@{revision or 'main'}"
@@ -216,6 +222,10 @@ def context_length(config) -> int | None:
 
 
 def _source(spec: ModelSpec) -> str:
+    if is_endpoint(spec.source):
+        raise InputError(
+            f"{spec.source!r} is a server's model, which can only be sampled from: pass a directory or a Hub id"
+        )
     path = Path(spec.source).expanduser()
     looks_local = spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1
     if looks_local and not path.is_dir():

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server over the sampler; see docs/serve.md."""
