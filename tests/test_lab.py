@@ -18,12 +18,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftaught.errors import InputError, NothingToTrainOn, TrainingDiverged
 from selftaught.lab import Lab
+from selftaught.models.decoding import open_spec
 from selftaught.models.load import load_model, model_key
 from selftaught.scorers.reward_model import RewardModel
 from selftaught.scorers.verifier import Verifier
 from selftaught.scorers.votes import Votes
 from selftaught.select.pairs import ConsistencyPairs, MajorityDemonstrations
-from selftaught.specs import SFT, BradleyTerry, Evaluation, Lora, ModelSpec, Preference, Sampling, SeedModel, Training
+from selftaught.specs import (
+    SFT,
+    Adaptive,
+    BradleyTerry,
+    EntropyTemperature,
+    Evaluation,
+    LatentPreference,
+    Lora,
+    ModelSpec,
+    Preference,
+    Resets,
+    Sampling,
+    SeedModel,
+    Training,
+)
 from selftaught.store.groups import Groups
 from selftaught.store.run import RunDirectory
 from selftaught.store.stage import Stage, open_stage
@@ -423,6 +438,34 @@ def test_one_trained_model_is_kept_as_model_and_several_by_arm(tmp_path):
         "scpo": "first",
         "lmsi": "second",
     }
+
+
+def test_a_head_is_kept_without_its_model_and_a_decoding_beside_its_own(tmp_path):
+    for name in ("seed", "trained", "head"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+    seed = ModelSpec(source=str(tmp_path / "seed"))
+    models = {
+        "seed_model": seed,
+        "fixed": seed,
+        "adaptive": replace(seed, decoding=Adaptive(head=str(tmp_path / "head"))),
+        "resets": ModelSpec(source=str(tmp_path / "trained"), decoding=Resets(bias=2.0)),
+    }
+    with RunDirectory(tmp_path / "run") as run:
+        Lab(run=run).keep_models(models)
+    kept = tmp_path / "run" / "models"
+    assert {p.parent.name: p.read_text() for p in kept.glob("*/weights")} == {"adaptive": "head", "resets": "trained"}
+    assert open_spec(str(kept / "resets")).decoding == Resets(bias=2.0)
+    assert not (kept / "adaptive" / "decoding.json").exists()  # The head's own file would be there.
+
+
+def test_a_decoding_makes_completions_of_its_own(lab, model, base):
+    entropy = replace(model, decoding=EntropyTemperature(base=1.5))
+    plain, other, again = (lab.generate(m, PROMPTS, SAMPLING).completions[0] for m in (model, entropy, model))
+    assert plain.key == again.key != other.key
+    assert all("temperature" in c.latents for c in other)
+    with pytest.raises(InputError, match="has no adaptive head to train"):
+        lab.train(entropy, pairs_of(lab, base), LatentPreference(), Training(lr=1e-3))
 
 
 @pytest.mark.parametrize(

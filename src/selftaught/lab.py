@@ -361,9 +361,11 @@ class Lab:
     def keep_models(self, models: Mapping[str, ModelSpec]) -> None:
         """Copy trained models out of their stages: to `model/` or, where there are several arms, to `models/ARM/`.
 
-        An adaptive head is copied without the model that it belongs to; `decoding.json` says how others decode.
+        An adaptive head is copied without the model that it belongs to; `decoding.json` says how others decode. Arms
+        that only measure the seed model have nothing of their own.
         """
-        trained = {arm: m for arm, m in models.items() if arm != "seed_model"}
+        seed_model = models.get("seed_model")
+        trained = {arm: model for arm, model in models.items() if arm != "seed_model" and model != seed_model}
         for arm, model in trained.items():
             source = Path(
                 model.decoding.head if isinstance(model.decoding, Adaptive) else model.adapter or model.source

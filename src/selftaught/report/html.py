@@ -20,6 +20,7 @@ from selftaught.report import charts, figures
 from selftaught.report.charts import COLOURS, Line
 from selftaught.report.groups import browse
 from selftaught.report.reading import Point, Run, StageLine, read_run
+from selftaught.report.temperatures import temperature_section
 
 ASSETS = Path(__file__).parent / "assets"
 MOST_GROUPS = 200
@@ -77,6 +78,7 @@ def render(run: Run) -> str:
         rounds=list(_round_charts(run)),
         training=list(_training_charts(run)),
         measurements=run.measurements,
+        temperatures=temperature_section(run),
         stages=_stage_table(run.stages),
         groups=len(browsed.groups),
         data=script_json({"groups": browsed.groups}),
