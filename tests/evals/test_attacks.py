@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from math import log
 from pathlib import Path
@@ -21,6 +22,7 @@ from selftaught.evals.attacks import (
     Attacked,
     Case,
     Search,
+    SuffixAttack,
     adaptive_attack,
     answers,
     ask,
@@ -36,7 +38,7 @@ from selftaught.evals.attacks.coordinate import _Reader
 from selftaught.models.scratch import train_tokenizer
 from selftaught.specs import ModelSpec, Resets, Sampling, Scratch
 from selftaught.text.templates import CHAT, MODEL_ONLY, encode_prompt
-from selftaught.types import Message, Prompt
+from selftaught.types import Completion, Message, Pair, Prompt
 
 ALLOWED = tuple(range(3, architectures.VOCABULARY))
 CASE = Case(head=(5, 9, 30), tail=(41,), target=(7, 20, 11))
@@ -410,6 +412,36 @@ def test_a_model_is_opened_as_its_spec_says(tmp_path, resetting):
     assert group.completions[0].text == "s"
     with pytest.raises(InputError, match="lacks"):
         open_attacked(ModelSpec(source=str(tmp_path), decoding=Resets()))
+
+
+def test_attacked_requests_are_prompts_that_are_read_as_they_were_found(tmp_path, resetting):
+    resetting.save_pretrained(tmp_path)
+    architectures.tokenizer().save_pretrained(tmp_path)
+    spec = ModelSpec(source=str(tmp_path))
+    requests = [Prompt.from_text(text, gold="g", meta={"kind": "x"}) for text in ("qabc?", "qbca?")]
+    pairs = [
+        Pair(
+            prompt=prompt,
+            chosen=Completion(prompt_id=prompt.id, k=0, text="s"),
+            rejected=Completion(prompt_id=prompt.id, k=1, text="ufgh"),
+        )
+        for prompt in requests
+    ]
+    counts = Counter()
+    attack = SuffixAttack(model=spec, search=Search(length=3, budget=200, batch=32), target=2, tail=1)
+    found = list(attack(pairs, counts))
+    model = open_attacked(spec)
+    assert counts.total() == 2 and len(found) == 2
+    for prompt, request in zip(found, requests, strict=True):
+        text = prompt.text
+        assert text.startswith(request.text[:-1]) and text.endswith("?") and len(text) == len(request.text) + 3
+        assert (prompt.gold, prompt.meta["kind"], prompt.parents) == ("g", "x", (request.id,))
+        # What was found is what a user's text gives: the target's log-prob is that of the ids it is encoded as.
+        case = Case(head=tuple(encode_prompt(model.tokenizer, prompt, "plain")), target=ids("uf"))
+        assert target_logprob(model.network, case, ()) == pytest.approx(prompt.meta["target_after"], abs=1e-4)
+        assert prompt.meta["target_after"] >= prompt.meta["target_before"]
+    with pytest.raises(InputError, match="does not decode with resets"):
+        list(replace(attack, weight=1.0)(pairs, Counter()))
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

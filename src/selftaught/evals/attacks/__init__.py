@@ -12,6 +12,7 @@ from selftaught.evals.attacks.coordinate import (
     ordinary_tokens,
     with_suffix,
 )
+from selftaught.evals.attacks.prompts import SuffixAttack
 
 __all__ = [
     "Attacked",
@@ -19,6 +20,7 @@ __all__ = [
     "Case",
     "Found",
     "Search",
+    "SuffixAttack",
     "adaptive_attack",
     "answers",
     "ask",
