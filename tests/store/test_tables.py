@@ -2,6 +2,7 @@ import csv
 import gzip
 import io
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ def save(path: Path, rows: list[dict[str, Any]]) -> Path:
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows, indent=2))
     else:
-        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+        packers = {".gz": gzip.compress, ".xz": lzma.compress}
+        path.write_bytes(packers.get(path.suffix, bytes)(text.encode()))
     return path
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet", "A.JSONL"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.xz", "a.json", "a.csv", "a.parquet", "A.JSONL"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     path = save(tmp_path / name, ROWS)
     records = list(read_table(path, FIELDS))
@@ -105,6 +107,8 @@ BAD = {
     "cut gz": ("a.jsonl.gz", gzip.compress(b'{"a": "x"}\n' * 100)[:-9], ("cannot be read", "whole")),
     "no gz": ("a.jsonl.gz", b'{"a": "x"}\n', ("cannot be read", "whole")),
     "broken gz": ("a.jsonl.gz", gzip.compress(bytes(range(97, 123)) * 9)[:12] + b"\xff" * 40, ("cannot be read",)),
+    "cut xz": ("a.jsonl.xz", lzma.compress(b'{"a": "x"}\n' * 100)[:-9], ("cannot be read", "whole")),
+    "no xz": ("a.jsonl.xz", b'{"a": "x"}\n', ("cannot be read", "whole")),
     "json list": ("a.json", b'[{"a": "x"}, {"a": 3}]', ("row 2", "'a' = 3")),
     "json broken": ("a.json", b'[{"a": "x"},\n {"a" 3}]', ("not JSON", "line 2, character 7")),
     "json lines in json": ("a.json", b'{"a": "x"}\n{"a": 3}', ("line 2", "'a' = 3")),
@@ -173,7 +177,7 @@ def test_a_long_cell(tmp_path: Path) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.binary(max_size=200), st.sampled_from([".jsonl", ".json", ".csv", ".jsonl.gz", ".parquet"]))
+@given(st.binary(max_size=200), st.sampled_from([".jsonl", ".json", ".csv", ".jsonl.gz", ".jsonl.xz", ".parquet"]))
 def test_no_bytes_bring_anything_but_rows_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Users' own data files: JSON lines (gzipped too), JSON, CSV and Parquet, read as rows of named fields.
+"""Users' own data files: JSON lines (as .gz and .xz too), JSON, CSV and Parquet, read as rows of named fields.
 
 Whatever is wrong with a file is an InputError that names the file, the line (or the row, for Parquet and JSON), what
 was found and what is wanted.
@@ -7,6 +7,7 @@ was found and what is wanted.
 import csv
 import gzip
 import json
+import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _NAMES = {
     list: "a list",
     dict: "an object",
 }
+_OPENERS: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _TRUE_FALSE = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -70,13 +72,13 @@ def _read_file(path: Path) -> Iterator[Record]:
     assert reader is not None
     try:
         yield from reader(path)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path} cannot be read: {error}; check that it is whole") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (where, line); text that is not UTF-8 is an error of its line."""
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener = _OPENERS.get(path.suffix, open)
     with opener(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
             where = f"{path}, line {number}"
@@ -162,6 +164,7 @@ def _parquet(path: Path) -> Iterator[Record]:
 _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": _json_lines,
     ".jsonl.gz": _json_lines,
+    ".jsonl.xz": _json_lines,
     ".json": _json_document,
     ".csv": _csv,
     ".parquet": _parquet,

@@ -1,0 +1,72 @@
+"""The sizes of models, from their configurations, for `functional.flops`."""
+
+from typing import Any
+
+from selftaught.errors import InputError
+from selftaught.functional.flops import BLTSizes, Stack
+from selftaught.models.blt.configuration import BltConfig
+
+_WITHOUT_ENTROPY = ("space", "stride", "byte", "explicit")
+
+
+def stack_of(config: Any) -> Stack:
+    """Return the sizes of a decoder in the shape of Llama: gated feed-forward layers, grouped keys, perhaps a window.
+
+    Raises InputError where the configuration lacks one of the names that these models share.
+    """
+    try:
+        width, heads = config.hidden_size, config.num_attention_heads
+        head = getattr(config, "head_dim", None) or width // heads
+        return Stack(
+            layers=config.num_hidden_layers,
+            width=width,
+            ffn=config.intermediate_size,
+            attention=heads * head,
+            keys=(getattr(config, "num_key_value_heads", None) or heads) * head,
+            window=getattr(config, "sliding_window", None),
+            vocabulary=config.vocab_size,
+        )
+    except AttributeError as error:
+        raise InputError(f"{config.model_type} has no {error.name}: FLOPs are known of models like Llama") from error
+
+
+def blt_sizes_of(config: BltConfig) -> BLTSizes:
+    """Return the sizes of a Byte Latent Transformer.
+
+    Its entropy model is included if it is a transformer and places the patches; given ones ("explicit") cost nothing.
+    """
+    encoder_cross = {"all": config.encoder_layers, "last": 1, "none": 0}[config.encoder_cross_attention]
+    pools = max(encoder_cross, 1) if config.repool else 1
+    is_transformer = hasattr(config.entropy_config, "num_attention_heads")
+    by_transformer = is_transformer and config.patching not in _WITHOUT_ENTROPY
+    width, window = config.hidden_size, config.window
+    head = config.global_hidden_size // config.global_attention_heads
+    return BLTSizes(
+        encoder=Stack(
+            layers=config.encoder_layers, width=width, ffn=_known(config.encoder_intermediate), window=window
+        ),
+        latent=Stack(
+            layers=config.num_hidden_layers,
+            width=config.global_hidden_size,
+            ffn=_known(config.intermediate_size),
+            keys=_known(config.global_key_value_heads) * head,
+        ),
+        decoder=Stack(
+            layers=config.decoder_layers,
+            width=width,
+            ffn=_known(config.decoder_intermediate),
+            window=window,
+            vocabulary=config.vocab_size,
+        ),
+        slots=config.patch_width,
+        encoder_cross=encoder_cross,
+        decoder_cross={"all": config.decoder_layers, "first": 1, "none": 0}[config.decoder_cross_attention],
+        pools=pools if config.pooled_query else 0,
+        entropy=stack_of(config.entropy_config) if by_transformer else None,
+    )
+
+
+def _known(size: int | None) -> int:
+    # `BltConfig.__post_init__` leaves none of these out.
+    assert size is not None
+    return size
