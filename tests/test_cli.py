@@ -154,7 +154,7 @@ def test_versions_and_the_cache(cache, capsys):
         ("run scop", "no method is called 'scop': did you mean 'scpo'?"),
         ("run scpo --recipe tiny", "scpo has no recipe 'tiny': choose one of paper, own, small, gsm8k, smoke"),
         ("run scpo --arms scop", "no arm is called 'scop': known are scpo, "),
-        ("run scpo --task chain", "unknown task 'chain': give one of chains, gsm8k, "),
+        ("run scpo --task chain", "unknown task 'chain': give one of chains, constrained_text, "),
         ("run scpo --trainig.lr 1", "unknown key 'trainig': did you mean 'training'?"),
         ("run scpo --training.lr fast", "could not convert string to float: 'fast' at training.lr"),
         ("run scpo --training.lr", "--training.lr needs a value"),

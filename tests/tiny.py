@@ -68,6 +68,12 @@ def open_lab(path: Path, **fields: Any) -> Iterator["Lab"]:
         yield Lab(run=run, **fields)
 
 
+def verbs_of(run: Path, arm: str, round: int) -> list[str]:
+    """Return the names of the stages of a round of an arm, in their order."""
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [e["verb"] for e in events if (e["event"], e["arm"], e["round"]) == ("stage", arm, round)]
+
+
 def stages_of(run: Path, verb: str, arm: str, round: int) -> list[Path]:
     """Return the directories of the stages that `verb` made in a round of an arm, in their order."""
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ class AdaptiveTemperature:
     """Chooses among two temperatures by the sign of one hidden value: per sequence at its first step, or per token."""
 
     taus = torch.tensor([0.3, 1.5])
-    options = frozenset()
+    options = MappingProxyType({})
 
     def __init__(self, per_token: bool) -> None:
         self.per_token = per_token
@@ -118,7 +119,7 @@ class Resets(Columns):
 class Backtracking:
     """Says RESET as its sixth token, once. Kept: the context stays. Dropped: the row starts again from its prompt."""
 
-    options = frozenset()
+    options = MappingProxyType({})
 
     def __init__(self, keep_cache: bool) -> None:
         self.keep_cache = keep_cache
@@ -175,7 +176,7 @@ def test_uniforms_go_on_after_a_reset() -> None:
 class DeleteThree:
     """Takes back three tokens at its draws 5 and 8: the second time across the gap that the first one left."""
 
-    options = frozenset()
+    options = MappingProxyType({})
 
     def start(self, requests, embed) -> Resets:
         return Backtracking(True).start(requests, embed)
@@ -209,7 +210,7 @@ class Coconut:
     """Feeds the hidden state back n times (n differs by row), then an end-of-thought id, then decodes."""
 
     end_of_thought = 37
-    options = frozenset()
+    options = MappingProxyType({})
 
     def start(self, requests, embed) -> Thoughts:
         self.embed = embed

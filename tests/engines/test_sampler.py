@@ -324,6 +324,8 @@ def test_an_option_the_policy_does_not_know_is_refused() -> None:
     sampler = Sampler(architectures.model("llama"), architectures.tokenizer(), slots=8)
     with pytest.raises(InputError, match="request r7 has the option 'reset_bias': this model's decoding knows none"):
         sampler.submit(request)
-    sampler.policy.options = frozenset({"reset_bias"})
-    sampler.submit(request)
+    sampler.policy.options = {"reset_bias": lambda value: "a number above 2" if value <= 2 else None}
+    with pytest.raises(InputError, match=r"request r7 has reset_bias=2\.0: give a number above 2"):
+        sampler.submit(request)
+    sampler.submit(replace(request, options={"reset_bias": 3.0}))
     assert sampler.queued == 1

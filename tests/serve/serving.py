@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class Counts:
 class Retracting:
     """Every seventh token (option `every`) takes itself and the three before it back; `choice` counts the draws."""
 
-    options = frozenset({"every", "adaptive"})
+    options = MappingProxyType(dict.fromkeys(("every", "adaptive"), lambda value: None))
 
     def __init__(self) -> None:
         self.softmax = SoftmaxPolicy()

@@ -9,7 +9,7 @@ from selftaught.specs import SFT, ModelSpec, Preference, Sampling
 from selftaught.store.keys import canonical, stage_key
 
 PARAMS = {"sampling": Sampling(k=8, stop=("\n", "é")), "model": ModelSpec(source="m"), "path": Path("a/b"), "x": None}
-GOLDEN = "5ff804af1b575f9a60e8e15d"
+GOLDEN = "02324105e4517d0d195440cc"
 
 
 def test_golden_value() -> None:

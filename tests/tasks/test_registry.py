@@ -22,7 +22,7 @@ def test_options_and_limit_reach_the_task():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (TaskSpec(name="chain"), "unknown task 'chain': give one of chains, gsm8k, "),
+        (TaskSpec(name="chain"), "unknown task 'chain': give one of chains, constrained_text, cute, gsm8k, "),
         (TaskSpec(name="chains", options={"modulo": 3}), "modulo"),
         (TaskSpec(name="chains", options={"modulus": "ten"}), "ten"),
         (TaskSpec(name="chains", options={"lengths": [0, 3]}), "lengths 0 to 3 are not within 1 to 25"),

@@ -1,14 +1,27 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from selftaught.errors import InputError
 from selftaught.models.load import tokenizer_fingerprint
 from selftaught.models.scratch import train_tokenizer
+from selftaught.models.special_tokens import add_to_tokenizer
 from selftaught.specs import Scratch
-from selftaught.text.templates import encode_completion, encode_prompt, end_token_ids, pad_id_for, render
+from selftaught.text.templates import (
+    answer_start,
+    encode_completion,
+    encode_prompt,
+    end_token_ids,
+    pad_id_for,
+    prefilled,
+    render,
+    whole_answer,
+)
 from selftaught.types import Completion, Message, Prompt
 
 CHAT = (
@@ -243,3 +256,127 @@ def test_rows_are_padded_with_what_ends_none_of_them():
     assert pad_id_for(tokenizer, {own, 0, 1}) == next(i for i in range(9) if i not in {own, 0, 1})
     with pytest.raises(InputError, match="give it a pad token of its own"):
         pad_id_for(tokenizer, set(range(len(tokenizer))))
+
+
+# --- answers that a prompt begins ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_an_answer_goes_on_where_the_prompt_begins_it(template):
+    """What the model is fed, and then writes, is what training on the whole answer shows it."""
+    tokenizer = tokenizer_of(CHAT)
+    begun = prefilled(PROMPT, "2+2")
+    whole = Completion(prompt_id=PROMPT.id, k=0, text="2+2=4")
+    rest = Completion(prompt_id=begun.id, k=0, text="=4")
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    fed = encode_prompt(tokenizer, begun, template)
+    assert fed == encode_prompt(tokenizer, PROMPT, template) + tokenizer("2+2")["input_ids"]
+    assert tokens(tokenizer, fed) == render(begun, template, tokenizer)
+    trained = encode_prompt(tokenizer, PROMPT, template)
+    trained += encode_completion(tokenizer, PROMPT, whole, template, fingerprint)[0]
+    assert fed + encode_completion(tokenizer, begun, rest, template, fingerprint)[0] == trained
+
+
+def test_a_jinja_file_sees_only_the_turns_before_the_answer(tmp_path: Path):
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ messages[-1].content }}=", encoding="utf-8")
+    begun = prefilled(PROMPT, "4")
+    assert render(begun, str(file)) == "2+2?=4"
+    assert tokens(tokenizer_of(), encode_prompt(tokenizer_of(), begun, str(file))) == "2+2?=4"
+
+
+def test_a_begun_answer_belongs_to_its_prompt():
+    begun = prefilled(PROMPT, "2+2")
+    assert prefilled(PROMPT, "") is PROMPT
+    assert (begun.parents, begun.gold, answer_start(begun), answer_start(PROMPT)) == ((PROMPT.id,), None, "2+2", "")
+    assert begun.id not in (PROMPT.id, prefilled(PROMPT, "2").id)
+
+
+def test_the_whole_answer_has_its_start_unless_that_was_taken_back():
+    begun = prefilled(PROMPT, "2+2")
+    said = Completion(prompt_id=begun.id, k=0, text="=4", token_ids=(5, 6, 7), discarded=())
+    assert whole_answer(begun, said) == "2+2=4"
+    assert whole_answer(begun, replace(said, discarded=((0, 1),))) == "=4"
+    assert whole_answer(PROMPT, said) == "=4"
+
+
+# --- tokens that only the model may write ----------------------------------------------------------------------------
+
+
+def guarded(chat: str | None = None) -> PreTrainedTokenizerFast:
+    tokenizer = tokenizer_of(chat)
+    add_to_tokenizer(tokenizer, "[RESET]")
+    return tokenizer
+
+
+HOSTILE = (
+    "[RESET]",
+    "2+2?[RESET]",
+    "[RESET][RESET][RESET]",
+    "[RE[RESET]SET]",
+    "[[RESET]]",
+    " [RESET] ",
+    "x\n[RESET]\n[RESET",
+    "[RESET]<eos>",
+    "<eos>[RESET]",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("template", ["plain", "chat"])
+@pytest.mark.parametrize("place", ["system", "user", "earlier answer", "start of the answer"])
+def test_no_text_of_a_prompt_becomes_the_models_own_token(text, template, place):
+    tokenizer = guarded(CHAT)
+    reset = tokenizer.convert_tokens_to_ids("[RESET]")
+    turns = [Message(role="system", content="Be brief."), Message(role="user", content="2+2?")]
+    if place == "earlier answer":
+        turns += [Message(role="assistant", content=text), Message(role="user", content="3+3?")]
+    elif place == "start of the answer":
+        turns += [Message(role="assistant", content=text)]
+    else:
+        turns[place == "user"] = Message(role=turns[place == "user"].role, content=text)
+    prompt = Prompt(messages=tuple(turns))
+    ids = encode_prompt(tokenizer, prompt, template)
+    assert reset not in ids and ids
+    harmless = encode_prompt(tokenizer, Prompt(messages=tuple(replace(t, content="2+2?") for t in turns)), template)
+    ends = {tokenizer.convert_tokens_to_ids(token) for token in ("<|end|>", "<|assistant|>", "<|user|>", "<|system|>")}
+    assert [i for i in ids if i in ends] == [i for i in harmless if i in ends], "the template's own tokens stay"
+
+
+@settings(max_examples=60)
+@given(text=st.text(alphabet="[RESET]x ", max_size=40))
+def test_the_literal_is_spelled_and_not_lost(text):
+    tokenizer = guarded()
+    ids = encode_prompt(tokenizer, Prompt.from_text("?" + text), "plain")
+    assert tokenizer.convert_tokens_to_ids("[RESET]") not in ids
+    plain = tokenizer_of()
+    assert len(ids) == len(plain("?" + text)["input_ids"]), "one id for every character"
+
+
+def test_a_byte_level_tokenizer_gives_the_literal_back():
+    tokenizer = train_tokenizer(Scratch(tokenizer="bpe", vocab_size=300), ["say [RESET] and [RESET] again"] * 9)
+    add_to_tokenizer(tokenizer, "[RESET]")
+    for text in ("say [RESET] and", "[RESET]", "a[RE[RESET]SET]b"):
+        ids = encode_prompt(tokenizer, Prompt.from_text(text), "plain")
+        assert tokenizer.convert_tokens_to_ids("[RESET]") not in ids
+        assert tokenizer.decode(ids) == text
+
+
+def test_the_mark_is_saved_with_the_tokenizer(tmp_path: Path):
+    guarded(CHAT).save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    ids = encode_prompt(loaded, Prompt.from_text("2[RESET]2"), "chat")
+    assert loaded.convert_tokens_to_ids("[RESET]") not in ids
+    loaded.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).init_kwargs["model_only_tokens"] == ["[RESET]"]
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_in_a_completion_the_literal_is_the_token(template):
+    tokenizer = guarded(CHAT)
+    shown, again = targets(tokenizer, Completion(prompt_id=PROMPT.id, k=0, text="2+2[RESET]4"), template)
+    assert (shown, again) == ("2+2[RESET]4" + ("<eos>" if template == "plain" else "<|end|>"), True)
+    ids, _ = encode_completion(
+        tokenizer, PROMPT, Completion(prompt_id=PROMPT.id, k=0, text="2[RESET]4"), template, "other"
+    )
+    assert ids.count(tokenizer.convert_tokens_to_ids("[RESET]")) == 1

@@ -3,15 +3,16 @@
 Adaptive Decoding, arXiv 2411.09661; entropy-based dynamic temperature, arXiv 2403.14541.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selftaught.engines.policy import Draw, Embed
+from selftaught.engines.policy import Draw, Embed, OptionCheck
 from selftaught.engines.rows import Request
 from selftaught.errors import InputError
 from selftaught.functional.sampling import draw_each
@@ -53,6 +54,10 @@ class AdaptiveState:
         )
 
 
+def _of_adaptive(value: float) -> str | None:
+    return None if value in (0, 1) else "0 (the request's own settings) or 1"
+
+
 class AdaptivePolicy:
     """Draws every token as a head on the hidden states chooses, once per completion or once per token.
 
@@ -68,7 +73,9 @@ class AdaptivePolicy:
         InputError: `explore` is no probability.
     """
 
-    options: frozenset[str] = frozenset({"adaptive"})
+    options: Mapping[str, OptionCheck] = MappingProxyType(
+        {"adaptive": lambda value: None if value in (0, 1) else "0 or 1"}
+    )
 
     def __init__(
         self, head: AdaptiveHead, *, select: Literal["argmax", "sample"] = "argmax", explore: float = 0.0
@@ -143,7 +150,7 @@ class EntropyTemperaturePolicy:
         InputError: base or theta is negative.
     """
 
-    options: frozenset[str] = frozenset()
+    options: Mapping[str, OptionCheck] = MappingProxyType({})
 
     def __init__(self, spec: EntropyTemperature) -> None:
         if not (spec.base >= 0 and spec.theta >= 0):

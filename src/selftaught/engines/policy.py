@@ -4,8 +4,9 @@ A policy sees all running rows at once and answers with a `Draw`. Whatever it mu
 `PolicyState`, which follows the rows as they come and go. See docs/design/decoding.md for the policies of the methods.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,8 @@ from selftaught.engines.rows import Request
 from selftaught.functional.sampling import draw
 
 Embed = Callable[[Tensor], Tensor]
+OptionCheck = Callable[[float], str | None]
+"""Says what a request's option should have been, None where its value can be used."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,10 +58,10 @@ class Policy(Protocol):
     """How rows decode. A policy may hold modules (a temperature head); they are called without gradients.
 
     Attributes:
-        options: the names of the `Request.options` it understands.
+        options: the names of the `Request.options` it understands, each with the check of its value.
     """
 
-    options: frozenset[str]
+    options: Mapping[str, OptionCheck]
 
     def start(self, requests: Sequence[Request], embed: Embed) -> PolicyState:
         """Return the state of rows about to decode their first token.
@@ -101,7 +104,7 @@ class SoftmaxState:
 class SoftmaxPolicy:
     """Temperature, top-k, top-p and min-p in the order of transformers' `generate`; temperature 0 is greedy."""
 
-    options: frozenset[str] = frozenset()
+    options: Mapping[str, OptionCheck] = MappingProxyType({})
 
     def start(self, requests: Sequence[Request], embed: Embed) -> SoftmaxState:
         """Return the rows' settings."""

@@ -117,14 +117,16 @@ class Sampler:
         """Queue a request.
 
         Raises:
-            InputError: its prompt is empty or leaves no room for a token in the model's context, or the policy does not
-                know one of its options.
+            InputError: its prompt is empty or leaves no room for a token in the model's context, or the policy
+                cannot use one of its options.
         """
-        if unknown := sorted(request.options.keys() - self.policy.options):
-            known = ", ".join(sorted(self.policy.options)) or "none"
-            raise InputError(f"request {request.id} has the option {unknown[0]!r}: this model's decoding knows {known}")
-        if request.options and (check := getattr(self.policy, "check", None)):
-            check(request.options, request.id)
+        for name, value in request.options.items():
+            check = self.policy.options.get(name)
+            if check is None:
+                known = ", ".join(sorted(self.policy.options)) or "none"
+                raise InputError(f"request {request.id} has the option {name!r}: this model's decoding knows {known}")
+            if wanted := check(value):
+                raise InputError(f"request {request.id} has {name}={value}: give {wanted}")
         check_fits(request.id, len(request.prompt), self.model.context)
         samples, tokens = len(request.seeds), request.sampling.max_tokens
         if samples < 1 or tokens < 1:

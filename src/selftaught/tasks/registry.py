@@ -33,11 +33,34 @@ def _chains(spec: TaskSpec) -> Task:
     return _build(Chains, _options(spec))
 
 
+def _constrained_text(spec: TaskSpec) -> Task:
+    from selftaught.tasks.constrained_text import ConstrainedText
+
+    _refuse(spec, "data", "answer", "verifier")
+    return _build(ConstrainedText, _options(spec))
+
+
+def _cute(spec: TaskSpec) -> Task:
+    from selftaught.tasks.cute import CUTE
+
+    _refuse(spec, "answer", "verifier", "limit")
+    if spec.data is None:
+        raise InputError("task cute needs the questions: pass --data DIRECTORY with cute.jsonl")
+    return _build(CUTE, _options(spec) | {"data": spec.data})
+
+
 def _gsm8k(spec: TaskSpec) -> Task:
     from selftaught.tasks.gsm8k import GSM8K
 
     _refuse(spec, "answer", "verifier")
     return _build(GSM8K, _options(spec) | ({"data": spec.data} if spec.data else {}))
+
+
+def _hh_rlhf(spec: TaskSpec) -> Task:
+    from selftaught.tasks.hh_rlhf import HHRLHF
+
+    _refuse(spec, "answer", "verifier")
+    return _build(HHRLHF, _options(spec) | ({"data": spec.data} if spec.data else {}))
 
 
 def _list_ops(spec: TaskSpec) -> Task:
@@ -68,11 +91,34 @@ def _stories(spec: TaskSpec) -> Task:
     return _build(Stories, _options(spec))
 
 
+def _safety_grammar(spec: TaskSpec) -> Task:
+    from selftaught.tasks.safety_grammar import SafetyGrammar
+
+    _refuse(spec, "data", "answer", "verifier")
+    return _build(SafetyGrammar, _options(spec))
+
+
 def _side_steps(spec: TaskSpec) -> Task:
     from selftaught.tasks.side_steps import SideSteps
 
     _refuse(spec, "data", "answer", "verifier")
     return _build(SideSteps, _options(spec))
+
+
+def _sums_and_lists(spec: TaskSpec) -> Task:
+    from selftaught.tasks.sums_and_lists import SumsAndLists
+
+    _refuse(spec, "data", "answer", "verifier")
+    return _build(SumsAndLists, _options(spec))
+
+
+def _safety_prompts(spec: TaskSpec) -> Task:
+    from selftaught.tasks.safety_prompts import SafetyPrompts
+
+    _refuse(spec, "answer", "verifier", "limit")
+    if spec.data is None:
+        raise InputError("task safety_prompts needs the prompts: pass --data DIRECTORY with advbench.jsonl or others")
+    return _build(SafetyPrompts, _options(spec) | {"data": spec.data})
 
 
 def _user(spec: TaskSpec) -> Task:
@@ -104,11 +150,17 @@ def _refuse(spec: TaskSpec, *fields: str) -> None:
 
 _BUILDERS: dict[str, Callable[[TaskSpec], Task]] = {
     "chains": _chains,
+    "constrained_text": _constrained_text,
+    "cute": _cute,
     "gsm8k": _gsm8k,
+    "hh_rlhf": _hh_rlhf,
     "list_ops": _list_ops,
     "personas": _personas,
+    "safety_grammar": _safety_grammar,
+    "safety_prompts": _safety_prompts,
     "side_steps": _side_steps,
     "stories": _stories,
+    "sums_and_lists": _sums_and_lists,
     "thought_chains": _thought_chains,
     "user": _user,
 }
