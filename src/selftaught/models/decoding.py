@@ -56,8 +56,9 @@ def open_spec(source: str, template: str = "plain") -> ModelSpec:
         base = found.get("base_model")
         if not isinstance(base, str):
             raise InputError(f"{directory / FILE} names no base_model: write the id or directory of its model there")
-        known = {name: found.get(name) for name in ("revision", "adapter")}
-        return ModelSpec(source=base, template=template, decoding=Adaptive(head=source), **known)
+        own = Adaptive(head=source)
+        revision, adapter = found.get("revision"), found.get("adapter")
+        return ModelSpec(source=base, revision=revision, adapter=adapter, template=template, decoding=own)
     if kind not in _KINDS:
         raise InputError(f"{directory / FILE}: kind = {kind!r}: give one of adaptive, {', '.join(_KINDS)}")
     return ModelSpec(source=source, template=template, decoding=from_dict(_KINDS[kind], found))
