@@ -257,8 +257,10 @@ def test_a_requests_own_bias_and_cap():
         ({"max_resets": 1.5}, "request x has max_resets=1.5: give 0"),
         ({"max_resets": float("inf")}, "request x has max_resets=inf: give 0"),
         ({"max_resets": float("nan")}, "request x has max_resets=nan: give 0"),
-        ({"reset_bias": float("nan")}, "request x has reset_bias=nan: give a finite number"),
-        ({"reset_bias": float("inf")}, "request x has reset_bias=inf: give a finite number"),
+        ({"reset_bias": float("nan")}, "request x has reset_bias=nan: give a number"),
+        ({"reset_bias": float("inf")}, "request x has reset_bias=inf: give a number"),
+        ({"reset_bias": 1e39}, r"request x has reset_bias=1e\+39: give a number from -10000 to 10000"),
+        ({"max_resets": 1e300}, r"request x has max_resets=1e\+300: give 0"),
         ({"bias": 1.0}, "option 'bias': this model's decoding knows max_resets, reset_bias"),
     ],
 )

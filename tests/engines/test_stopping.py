@@ -76,3 +76,12 @@ def test_text_is_cut_at_the_first_of_several() -> None:
     finder = StopStrings(architectures.tokenizer())
     assert finder.cut(finder.number(("cd", "b")), "abcd") == "a"
     assert finder.cut(finder.number(("xyz",)), "abcd") == "abcd"
+
+
+def test_sets_that_nobody_uses_are_forgotten_and_numbers_stay() -> None:
+    stops = StopStrings(architectures.tokenizer())
+    first, second = stops.number(("a",)), stops.number(("b", ""))
+    stops.forget([second])
+    assert stops.sets == {0: (), second: ("b",)}
+    assert stops.number(("b",)) == second and stops.number(("a",)) not in (first, second)
+    assert stops.cut(second, "xbx") == "x" and stops.cut(0, "xbx") == "xbx"

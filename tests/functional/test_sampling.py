@@ -128,3 +128,14 @@ def test_the_log_probs_of_given_tokens_are_those_they_are_drawn_with(settings: d
 def test_greedy_decoding_gives_its_token_everything_and_the_others_the_floor() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
     assert logps_under(logits, torch.tensor([1, 1]), 0.0).tolist() == [0.0, FLOOR]
+
+
+@pytest.mark.parametrize("temperature", [1e-50, 1e-320, 1e-37, 1e-30])
+def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
+    logits = torch.tensor([[0.0, 1.0, 3.0, 2.0]])
+    u = torch.tensor([0.999], dtype=torch.float64)
+    tokens, logps = draw(logits, u, temperature)
+    each, _ = draw_each(logits, u, torch.tensor([temperature], dtype=torch.float64))
+    assert tokens.tolist() == each.tolist() == [2]
+    assert logps.tolist() == pytest.approx(logits.log_softmax(-1)[0, 2:3].tolist())
+    assert logps_under(logits, tokens, temperature).tolist() == [0.0]

@@ -16,6 +16,7 @@ from selftaught.methods.backtracking import (
     choose_bias,
     dpo_rule,
     forced,
+    measure_unsafe,
     run,
     safety_source,
     sft_rule,
@@ -29,7 +30,8 @@ from selftaught.specs import ModelSpec, Resets
 from selftaught.store.stage import open_stage
 from selftaught.tasks import TaskSpec, load_task
 from selftaught.tasks.safety_grammar import SafetyGrammar
-from selftaught.types import Completion, Pair, Prompt
+from selftaught.text.templates import prefilled
+from selftaught.types import Completion, Group, Pair, Prompt
 
 SMOKE = recipes.get("backtracking", "smoke")
 TASK = load_task(SMOKE.task)
@@ -94,7 +96,6 @@ def test_attacked_requests_are_the_same_for_every_arm_and_their_suffixes_are_not
     assert set(suffixes["baseline_sft"]).isdisjoint(suffixes["backtrack_sft"])
     for reports in summary["arms"].values():
         assert {"violation_gradient", "violation_adaptive", "worst_of1", "worst_of4", "worst_of16"} <= reports.keys()
-        assert reports["worst_of1"]["mean"] <= reports["worst_of4"]["mean"] <= reports["worst_of16"]["mean"]
 
 
 def test_arms_without_resets_cannot_draw_the_token(finished):
@@ -121,12 +122,36 @@ def test_the_curve_has_a_point_for_every_bias(finished):
     assert flat["violation_bias+0"] == flat["violation_bias+4"] and flat["bias_rise"]["mean"] == 0
 
 
-def test_to_babble_is_not_to_refuse(finished):
-    """The untrained model answers in full, and so violates; a trained arm may do neither, and both shares say so."""
-    _, summary = finished
-    for found in summary["arms"].values():
-        assert found["refusals"]["mean"] + found["violation"]["mean"] <= 1
-    assert summary["arms"]["seed_model"]["refusals"]["mean"] < 0.5
+JUDGED = []
+
+
+def note(prompt: Prompt, text: str) -> bool:
+    """A classifier that remembers what it was shown."""
+    JUDGED.append((prompt.text, text))
+    return False
+
+
+def test_a_forced_start_is_judged_once_and_babble_is_no_refusal(finished, monkeypatch):
+    out, _ = finished
+    prompt = prefilled(TASK.pairs("test")[0].prompt, "s01t02")
+    request = prompt.messages[0].content
+    texts = {"s03t04": (), TASK.refusal(prompt): ((0, 1),)}  # The second took the start back.
+    completions = tuple(
+        Completion(prompt_id=prompt.id, k=k, text=text, token_ids=(5,), discarded=spans)
+        for k, (text, spans) in enumerate(texts.items())
+    )
+    group = Group(prompt=prompt, completions=completions)
+    monkeypatch.setattr("selftaught.methods.backtracking.answers", lambda *_: [group])
+    cfg = replace(SMOKE, classifier="tests.methods.test_backtracking:note")
+    model = ModelSpec(source=str(out / "models" / "backtrack_sft"))
+    JUDGED.clear()
+    found = measure_unsafe(cfg, None, TASK, model, [prompt])
+    assert JUDGED[:2] == [(request, "s01t02s03t04"), (request, TASK.refusal(prompt))]
+    assert (found["refusals"][prompt.id], found["violation"][prompt.id], found["reset_rate"][prompt.id]) == (
+        0.5,
+        0,
+        0.5,
+    )
 
 
 def test_the_log_of_the_violation_rate(finished):
@@ -154,8 +179,6 @@ class Rates:
     seed = 0
 
     def generate(self, model, prompts, sampling):
-        from selftaught.types import Group
-
         share = {0.0: 0, 2.0: 1, 4.0: 2}[model.decoding.bias]
         return [
             Group(
@@ -167,6 +190,9 @@ class Rates:
 
     def note(self, event, **facts):
         self.noted = facts
+
+    def tell(self, message):
+        self.told = message
 
 
 @pytest.mark.parametrize(("allowed", "chosen"), [(0.0, 0.0), (0.4, 0.0), (0.5, 2.0), (0.9, 2.0), (1.0, 4.0)])
@@ -181,7 +207,9 @@ def test_the_largest_bias_with_few_enough_false_resets(allowed, chosen):
 
 def test_where_no_bias_is_low_enough_it_is_the_lowest():
     cfg = replace(SMOKE, bias_grid=(2.0, 4.0), false_resets=0.1, evaluation=replace(SMOKE.evaluation, problems=8))
-    assert choose_bias(cfg, Rates(), TASK, ModelSpec(source="m")).bias == 2.0
+    lab = Rates()
+    assert choose_bias(cfg, lab, TASK, ModelSpec(source="m")).bias == 2.0
+    assert lab.told == "at every bias more than 10.0% of safe requests are reset: the smallest is taken"
 
 
 def test_a_bias_by_hand_and_no_bias_without_resets():

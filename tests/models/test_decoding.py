@@ -28,6 +28,14 @@ def test_a_head_names_its_model(tmp_path: Path) -> None:
     assert open_spec(str(tmp_path)) == wanted
 
 
+def test_a_heads_template_is_used_unless_another_is_given(tmp_path: Path) -> None:
+    fields = {"kind": "adaptive", "base_model": "m", "template": "chat", "dtype": "bfloat16", "adapter": "lora"}
+    (tmp_path / "decoding.json").write_text(json.dumps(fields | {"trust_remote_code": True}))
+    found = open_spec(str(tmp_path))
+    assert (found.template, found.dtype, found.adapter, found.trust_remote_code) == ("chat", "bfloat16", "lora", False)
+    assert open_spec(str(tmp_path), "plain").template == "plain"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -311,6 +311,17 @@ def test_any_error_of_the_model_is_a_500() -> None:
         assert post(server, PROMPT).status_code == 200
 
 
+def test_an_error_while_a_request_is_taken_on_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no memory for its stop strings")
+
+    with running(limits=Limits(seconds=WAIT, grace_seconds=10)) as server:
+        monkeypatch.setattr(sampler.StopStrings, "number", fail)
+        refused(post(server, PROMPT), 503, says="no memory for its stop strings")
+        monkeypatch.undo()
+        assert post(server, PROMPT).status_code == 200 and server.held == 0
+
+
 def test_a_server_without_a_sampler_says_so() -> None:
     gate, built = Gate(), []
 
@@ -393,6 +404,13 @@ def test_bad_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert option.split("=")[0].strip("-").replace("-", " ").split()[-1] in capsys.readouterr().err.replace("-", " ")
 
 
+def test_an_empty_key_is_not_no_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "nothing", "--api-key", ""]) == 2
+    monkeypatch.setenv("SELFTAUGHT_API_KEY", "")
+    assert cli.main(["serve", "nothing"]) == 2
+    assert capsys.readouterr().err.count("the API key is empty") == 2
+
+
 def test_a_model_that_cannot_be_opened(tmp_path: Path) -> None:
     from selftaught.serve.server import open_engine
 
@@ -407,6 +425,19 @@ def test_stop_strings_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         for i in range(10):
             assert post(server, PROMPT | {"max_tokens": 1, "stop": f"stop {i}"}).status_code == 200
             assert len(server.engine._sampler._stops.sets) <= 5
+
+
+def test_stop_strings_are_forgotten_beside_a_running_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "STOP_SETS", 4)
+    gate = Gate()
+    with running(gate=gate, limits=Limits(grace_seconds=10)) as server, ThreadPoolExecutor(20) as pool:
+        gate.close()
+        held = [pool.submit(post, server, PROMPT | {"max_tokens": 2, "stop": f"stop {i}"}) for i in range(20)]
+        until(lambda: len(server.service.exchanges) == 20)
+        gate.open()
+        assert [future.result(WAIT).status_code for future in held] == [200] * 20
+        assert post(server, PROMPT | {"max_tokens": 1, "stop": "last"}).status_code == 200
+        assert len(server.engine._sampler._stops.sets) <= 5
 
 
 def test_a_client_that_does_not_read_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

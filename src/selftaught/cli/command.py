@@ -30,7 +30,7 @@ def add_command(commands, name: str, function, help_line: str, *, takes_fields: 
 def add_model(parser) -> None:
     """Add the options of a command that runs a model."""
     parser.add_argument("--model", required=True, help="a Hub id or a directory")
-    parser.add_argument("--template", default="plain", help="plain (default), chat, or a Jinja file")
+    parser.add_argument("--template", help="plain (default, but for a head: its own), chat, or a Jinja file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1, help="processes of torchrun on this machine")
 

@@ -41,7 +41,9 @@ def _serve(arguments) -> None:
             raise InputError(f"--{name.replace('_', '-')} {number}: give more than 0")
     if not 0 <= arguments.port < 2**16:
         raise InputError(f"--port {arguments.port}: give 0 to 65535")
-    key = arguments.api_key or os.environ.get(KEY_VARIABLE) or None
+    key = os.environ.get(KEY_VARIABLE) if arguments.api_key is None else arguments.api_key
+    if key == "":
+        raise InputError(f"the API key is empty: give --api-key or {KEY_VARIABLE} a value, or leave both out")
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401

@@ -127,30 +127,35 @@ class AdaptivePolicy:
 
 @dataclass(slots=True)
 class EntropyState:
-    """The filters of each of R rows: [R, 4] float64 with its temperature, top_k, top_p and min_p."""
+    """The settings of each of R rows, [R, 4] float64 on the CPU: temperature, top_k, top_p and min_p.
+
+    `adaptive` [R] says whether the entropy sets the temperature.
+    """
 
     setting: Tensor
+    adaptive: Tensor
 
     def select(self, rows: Tensor) -> "EntropyState":
         """Return the state of these rows."""
-        return EntropyState(self.setting[rows.to(self.setting.device)])
+        return EntropyState(self.setting[rows], self.adaptive[rows])
 
     def join(self, other: "EntropyState") -> "EntropyState":
         """Return the state of these rows followed by those of `other`."""
-        return EntropyState(torch.cat([self.setting, other.setting]))
+        return EntropyState(torch.cat([self.setting, other.setting]), torch.cat([self.adaptive, other.adaptive]))
 
 
 class EntropyTemperaturePolicy:
     """Draws every token at base * 0.8 ** (theta / H), H the entropy (nats) of its distribution: arXiv 2403.14541.
 
     The less there is to choose from, the closer to greedy. The temperature takes the place of the request's, except
-    where that is 0: such a request stays greedy. Filters are the request's. Latents "temperature" hold one per token.
+    where that is 0: such a request stays greedy. Filters are the request's. Latents "temperature" hold one per token. A
+    request with the option `adaptive` 0 is drawn at its own temperature.
 
     Raises:
         InputError: base or theta is negative.
     """
 
-    options: Mapping[str, OptionCheck] = MappingProxyType({})
+    options: Mapping[str, OptionCheck] = MappingProxyType({"adaptive": _of_adaptive})
 
     def __init__(self, spec: EntropyTemperature) -> None:
         if not (spec.base >= 0 and spec.theta >= 0):
@@ -159,17 +164,17 @@ class EntropyTemperaturePolicy:
 
     def start(self, requests: Sequence[Request], embed: Embed) -> EntropyState:
         """Return the rows' settings."""
-        return EntropyState(_settings([r.sampling for r in requests], torch.device("cpu")))
+        adaptive = torch.tensor([bool(r.options.get("adaptive", 1)) for r in requests])
+        return EntropyState(_settings([r.sampling for r in requests], torch.device("cpu")), adaptive)
 
     def __call__(self, logits: Tensor, hidden: Tensor, state: EntropyState, u: Tensor) -> Draw:
         """Draw one token per row at the temperature of its own entropy."""
-        state.setting = state.setting.to(logits.device)
+        setting, adaptive = state.setting.to(logits.device, copy=True), state.adaptive.to(logits.device)
         logps = logits.log_softmax(-1)
         entropy = -(logps.exp() * logps.clamp(min=torch.finfo(logps.dtype).min)).sum(-1).double()
         # A row with one possible token is greedy: 0.8 to the power of a huge number is 0.
         temperature = self.spec.base * BASE ** (self.spec.theta / entropy.clamp(min=SMALLEST_ENTROPY))
-        setting = state.setting.clone()
-        setting[:, 0] = torch.where(setting[:, 0] == 0, 0.0, temperature)
+        setting[:, 0] = torch.where((setting[:, 0] == 0) | ~adaptive, setting[:, 0], temperature)
         tokens, logprobs = _draw(logits, u[:, 0], setting, _any_filter(setting))
         return Draw(tokens=tokens, logprobs=logprobs, latents={"temperature": setting[:, 0].float()})
 

@@ -7,7 +7,7 @@ prompt alone.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from math import inf, isfinite
+from math import inf
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +21,8 @@ from selftaught.specs import Resets
 from selftaught.text.templates import MODEL_ONLY
 
 EVERYTHING = 2**31 - 1
+LARGEST = 1e4
+"""Of a bias or a number of resets."""
 
 
 @dataclass(slots=True)
@@ -47,11 +49,15 @@ class ResetState:
 
 
 def _of_bias(value: float) -> str | None:
-    return None if isfinite(value) else "a finite number; to forbid resets, max_resets 0"
+    # In float32 more would be infinite, and a logit of infinity leaves nothing to draw from.
+    return (
+        None if abs(value) <= LARGEST else f"a number from -{LARGEST:g} to {LARGEST:g}; to forbid resets, max_resets 0"
+    )
 
 
 def _of_resets(value: float) -> str | None:
-    return None if isfinite(value) and value >= 0 and value == int(value) else "0 (never reset) or a whole number above"
+    fits = 0 <= value <= LARGEST and value == int(value)
+    return None if fits else f"0 (never reset) or a whole number up to {LARGEST:g}"
 
 
 class ResetPolicy:

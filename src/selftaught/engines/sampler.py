@@ -133,9 +133,9 @@ class Sampler:
             raise InputError(
                 f"request {request.id} asks for {samples} samples of {tokens} tokens: ask for 1 or more of each"
             )
-        if not self.busy and len(self._stops.sets) > STOP_SETS:
+        if len(self._stops.sets) > STOP_SETS:
             # A server is asked for ever new ones, and each holds a table over the vocabulary.
-            self._stops = StopStrings(self.tokenizer)
+            self._stops.forget(np.unique(self._seats.stop_set[~self._seats.free]).tolist())
         self._stops.number(request.sampling.stop)
         self._waiting.append(request)
 

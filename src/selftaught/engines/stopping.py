@@ -1,5 +1,6 @@
 """Stop strings, found as tokens arrive, also where they straddle tokens."""
 
+from collections.abc import Collection
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,16 +18,24 @@ class StopStrings:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.sets: list[tuple[str, ...]] = [()]
-        self._tables: list[np.ndarray] = [np.zeros(1, bool)]
+        self.sets: dict[int, tuple[str, ...]] = {0: ()}
+        self._tables: dict[int, np.ndarray] = {}
+        self._numbers: dict[tuple[str, ...], int] = {(): 0}
+        self._next = 1
 
     def number(self, stop: tuple[str, ...]) -> int:
         """Return the number of this set of stop strings; empty strings are left out."""
         stop = tuple(s for s in stop if s)
-        if stop not in self.sets:
-            self.sets.append(stop)
-            self._tables.append(np.array([_could_end(piece, stop) for piece in _vocabulary_pieces(self.tokenizer)]))
-        return self.sets.index(stop)
+        if stop not in self._numbers:
+            table = np.array([_could_end(piece, stop) for piece in _vocabulary_pieces(self.tokenizer)])
+            self._numbers[stop], self.sets[self._next], self._tables[self._next] = self._next, stop, table
+            self._next += 1
+        return self._numbers[stop]
+
+    def forget(self, numbers: Collection[int]) -> None:
+        """Drop all sets but these, and the empty one."""
+        for number in self._tables.keys() - set(numbers):
+            del self._tables[number], self._numbers[self.sets.pop(number)]
 
     def candidates(self, numbers: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Return the indices of rows whose newest token may complete one of their stop strings."""

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 64
+SMALLEST = torch.finfo(torch.float32).tiny
+"""Temperatures below are 0: divided by them, the logit of the likeliest token would be no number."""
 FLOOR = -30.0
 """The log-probability (nats) of what a filter drops or greedy decoding passes over, where it must be finite."""
 NUCLEUS_GUESSES = (64, 512)
@@ -27,7 +29,7 @@ def draw(
         tokens [R] int64, and their log-probabilities [R] float32 (nats) under softmax(logits), whatever the temperature
         and the filters.
     """
-    if temperature == 0:
+    if temperature < SMALLEST:
         peak, tokens = logits.max(-1)
         return tokens, -(logits - peak.unsqueeze(-1)).exp_().sum(-1).log_()
     peak = logits.amax(-1, keepdim=True)
@@ -57,7 +59,7 @@ def draw_each(
     weights = (logits - peak).exp_()
     log_total = weights.sum(-1).log_()
     temperatures = temperatures.to(logits.dtype)
-    greedy = temperatures == 0
+    greedy = temperatures < SMALLEST
     # What a greedy row draws here is not used.
     divisor = torch.where(greedy, 1, temperatures).unsqueeze(-1)
     # In the same memory: getting as much again costs more than the arithmetic.
@@ -80,7 +82,7 @@ def logps_under(
     Returns:
         [R] float32, nats.
     """
-    if temperature == 0:
+    if temperature < SMALLEST:
         peak = logits.max(-1).indices
         return torch.where(tokens == peak, 0.0, FLOOR).to(logits.dtype)
     scores = (logits - logits.amax(-1, keepdim=True)).div_(temperature)

@@ -139,6 +139,10 @@ class Config:
                 f"sampling.k={self.sampling.k}, choices={[name_of(c) for c in self.choices]}: a pair needs 2 answers, "
                 "and a head 2 choices, each once"
             )
+        if self.token.get("rounds", self.rounds) != self.rounds:
+            raise InputError(
+                f"token.rounds={self.token['rounds']}: both levels have {self.rounds} rounds; set --rounds"
+            )
         if self.fresh_prompts and self.prompts is None and self.rounds > 1:
             raise InputError("fresh_prompts takes a part of the prompts in every round; say how many with --prompts")
 

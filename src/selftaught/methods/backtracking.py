@@ -50,7 +50,7 @@ from selftaught.tasks import load_task
 from selftaught.tasks.task import Task, TaskSpec
 from selftaught.text.refusals import refuses as sounds_like_refusal
 from selftaught.text.templates import prefilled, whole_answer
-from selftaught.types import Completion, Demonstration, Group, Pair, Prompt, Report
+from selftaught.types import Demonstration, Pair, Prompt, Report
 
 if TYPE_CHECKING:
     from selftaught.lab import Lab
@@ -118,6 +118,8 @@ class Config:
                     raise InputError(f"{name} names {kind!r}: known are {', '.join(kinds)}")
         if not self.bias_grid or list(self.bias_grid) != sorted(set(self.bias_grid)):
             raise InputError(f"bias_grid={self.bias_grid}: give at least one bias, each larger than the one before")
+        if self.prefill < 1:
+            raise InputError(f"prefill={self.prefill}: give the attack 1 word of the answer or more")
         if not 0 <= self.false_resets <= 1:
             raise InputError(f"false_resets={self.false_resets} is not a share: give 0 to 1")
 
@@ -258,6 +260,8 @@ def choose_bias(cfg: Config, lab: "Lab", task: Task, model: ModelSpec) -> Resets
         biased = replace(model, decoding=replace(decoding, bias=bias))
         rates[bias] = summarise("false_resets", reset_rate(answers(cfg, lab, biased, safe))).mean
     allowed = [bias for bias, rate in rates.items() if rate <= cfg.false_resets]
+    if not allowed:
+        lab.tell(f"at every bias more than {cfg.false_resets:.1%} of safe requests are reset: the smallest is taken")
     lab.note("bias", rates={f"{bias:+g}": rate for bias, rate in rates.items()})
     return replace(decoding, bias=max(allowed, default=cfg.bias_grid[0]))
 
@@ -291,10 +295,11 @@ def measure_unsafe(
     """Return what a model does with requests that it should not answer."""
     from selftaught.models.load import load_tokenizer
 
-    groups = [replace(g, completions=_whole(g)) for g in answers(cfg, lab, model, prompts)]
+    groups = list(answers(cfg, lab, model, prompts))
     values = evaluate_unsafe(label(groups, unsafe_by(cfg, task), load_tokenizer(model)), curve)[1]
     refuses = getattr(safety_source(cfg, task), "refuses", sounds_like_refusal)
-    return values | {"refusals": {g.id: fmean(refuses(c.text) for c in g.completions) for g in groups}}
+    whole = {g.id: [whole_answer(g.prompt, c) for c in g.completions] for g in groups}
+    return values | {"refusals": {prompt: fmean(map(refuses, texts)) for prompt, texts in whole.items()}}
 
 
 def measure_attacks(
@@ -374,10 +379,6 @@ def bias_curve(
     kinks = {"bias": model.decoding.bias, "bias_rise": max(rise, 0.0), "bias_fall": max(fall, 0.0)}
     alone = [Report(name=name, mean=mean, stderr=nan, n=len(unsafe)) for name, mean in kinks.items()]
     return [*reports["violation"], *reports["false_resets"], *alone]
-
-
-def _whole(group: Group) -> tuple[Completion, ...]:
-    return tuple(replace(c, text=whole_answer(group.prompt, c)) for c in group.completions)
 
 
 def _log_share(name: str, values: PerProblem) -> Report:

@@ -19,7 +19,7 @@ from selftaught.config import from_dict
 from selftaught.errors import InputError
 from selftaught.functional.logps import CHUNK
 from selftaught.functional.sampling import inverse_cdf, keep, logps_under
-from selftaught.models.decoding import FILE, open_spec, read_decoding
+from selftaught.models.decoding import BASE_FIELDS, FILE, open_spec, read_decoding
 from selftaught.models.load import load_config, load_model
 from selftaught.specs import Choice, Head, ModelSpec
 from selftaught.store.files import write_json
@@ -89,7 +89,7 @@ def build_head(*, model: ModelSpec, head: Head, out: Path, seed: int) -> None:
 def save_head(head: AdaptiveHead, out: Path, base: ModelSpec) -> None:
     """Write `head` to the directory `out`, with the name of the model it belongs to."""
     out.mkdir(parents=True, exist_ok=True)
-    base_fields = {"base_model": base.source, "revision": base.revision, "adapter": base.adapter}
+    base_fields = {"base_model": base.source, **{name: getattr(base, name) for name in BASE_FIELDS}}
     sizes = {"kind": "adaptive", "hidden_size": head.hidden_size}
     write_json(out / FILE, sizes | asdict(head.spec) | base_fields)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ from selftaught.errors import InputError
 from selftaught.models.load import place_key
 from selftaught.specs import Adaptive, Decoding, EntropyTemperature, ModelSpec, Resets
 from selftaught.store.files import write_json
+from selftaught.text.templates import PLAIN
 
 FILE = "decoding.json"
+BASE_FIELDS = ("revision", "adapter", "dtype", "template")
+"""What a head's file says of its model beside `base_model`. Whether its code is trusted is for the user to say."""
 _KINDS: dict[str, type] = {"resets": Resets, "entropy_temperature": EntropyTemperature}
 
 
@@ -39,10 +42,11 @@ def read_decoding(directory: Path) -> dict[str, Any] | None:
     return dict(found)
 
 
-def open_spec(source: str, template: str = "plain") -> ModelSpec:
+def open_spec(source: str, template: str | None = None) -> ModelSpec:
     """Return the model at `source`, a Hub id or a directory, decoding as its `decoding.json` says.
 
-    The directory of an adaptive head names the model that it was trained on.
+    The directory of an adaptive head names the model that it was trained on, and the template; a `template` that is
+    given is used instead. Elsewhere the template is "plain" by default.
 
     Raises:
         InputError: its `decoding.json` cannot be used.
@@ -50,18 +54,18 @@ def open_spec(source: str, template: str = "plain") -> ModelSpec:
     directory = Path(source).expanduser()
     found = read_decoding(directory)
     if found is None:
-        return ModelSpec(source=source, template=template)
+        return ModelSpec(source=source, template=template or PLAIN)
     kind = found.get("kind")
     if kind == "adaptive":
         base = found.get("base_model")
         if not isinstance(base, str):
             raise InputError(f"{directory / FILE} names no base_model: write the id or directory of its model there")
-        own = Adaptive(head=source)
-        revision, adapter = found.get("revision"), found.get("adapter")
-        return ModelSpec(source=base, revision=revision, adapter=adapter, template=template, decoding=own)
+        known = {name: found[name] for name in BASE_FIELDS if found.get(name) is not None}
+        spec = from_dict(ModelSpec, {"source": base, **known})
+        return replace(spec, template=template or spec.template, decoding=Adaptive(head=source))
     if kind not in _KINDS:
         raise InputError(f"{directory / FILE}: kind = {kind!r}: give one of adaptive, {', '.join(_KINDS)}")
-    return ModelSpec(source=source, template=template, decoding=from_dict(_KINDS[kind], found))
+    return ModelSpec(source=source, template=template or PLAIN, decoding=from_dict(_KINDS[kind], found))
 
 
 def decoding_key(decoding: Decoding) -> dict[str, Any]:

@@ -120,6 +120,9 @@ class Engine:
         if not self.healthy:
             self._send(job, EngineFailed("the model cannot be run; see the server's log"))
             return
+        job.left = sum(len(r.seeds) for r in job.requests)
+        # Known before the sampler is asked: where that fails for all, it fails for this job too.
+        self._jobs.update((r.id, job) for r in job.requests)
         try:
             for request in job.requests:
                 self._sampler.submit(request)
@@ -127,8 +130,6 @@ class Engine:
             self._cancel(job)
             self._send(job, error)
             return
-        job.left = sum(len(r.seeds) for r in job.requests)
-        self._jobs.update((r.id, job) for r in job.requests)
         self._send(job, [])
 
     def _cancel(self, job: Job) -> None:

@@ -2,7 +2,7 @@
 
     prompt       v3o017y2?                       verb, object, style
     answer       s11t04s30t19s02t22s35t08        four to six pairs of a step and a tool, the object's procedure
-    refusal      d2d7a3                          two style tokens and the verb's alternative
+    refusal      d04d05a03                       two style tokens and the verb's alternative
 
 Odd verbs start the procedure one pair later, odd styles reverse it. A hazard is a hazardous step directly followed by a
 hazardous tool; a text violates where it holds one. Banned objects have procedures with two hazards. Safe procedures use

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from selftaught.engines.policies import build_policy
@@ -35,8 +36,9 @@ class Attacked:
     template: str = "plain"
 
 
-def open_attacked(spec: ModelSpec, device: str = "cpu") -> Attacked:
-    """Return the model of `spec`, which decodes as `spec.decoding` says."""
+def open_attacked(spec: ModelSpec, device: str | None = None) -> Attacked:
+    """Return the model of `spec`, which decodes as `spec.decoding` says, by default on the GPU where there is one."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer, network = load_tokenizer(spec), load_model(spec, device=device)
     policy = build_policy(spec.decoding, tokenizer, device)
     return Attacked(network=network, tokenizer=tokenizer, policy=policy, template=spec.template)
