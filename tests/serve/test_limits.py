@@ -192,7 +192,8 @@ def test_a_length_that_lies_is_no_way_in(server: Server) -> None:
     host, port = server.root.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), WAIT) as wire:
         head = (
-            "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000000000"
+            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            "Content-Length: 100000000000"
         )
         wire.sendall(f"{head}\r\n\r\n".encode())
         assert wire.recv(1000).startswith(b"HTTP/1.1 413")
@@ -252,7 +253,7 @@ def test_a_client_that_leaves_is_forgotten(stream: bool) -> None:
     with running(gate=gate, limits=Limits(grace_seconds=10)) as server:
         host, port = server.root.removeprefix("http://").split(":")
         body = json.dumps(PROMPT | {"stream": stream, "max_tokens": 100, "n": 2}).encode()
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         gate.close()
         with socket.create_connection((host, int(port)), WAIT) as wire:
             wire.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -404,6 +405,15 @@ def test_bad_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert option.split("=")[0].strip("-").replace("-", " ").split()[-1] in capsys.readouterr().err.replace("-", " ")
 
 
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "localhost.evil.example", "[", ""])
+def test_a_loopback_server_is_asked_for_by_a_local_name(host: str) -> None:
+    with running() as server:
+        refused(post(server, PROMPT, headers={"Host": host}), 421, says="not this machine's")
+        port = server.root.rpartition(":")[2]
+        for name in ("localhost", f"localhost:{port}", "127.0.0.1", f"[::1]:{port}"):
+            assert post(server, PROMPT, headers={"Host": name}).status_code == 200
+
+
 def test_an_empty_key_is_not_no_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "nothing", "--api-key", ""]) == 2
     monkeypatch.setenv("SELFTAUGHT_API_KEY", "")
@@ -448,7 +458,7 @@ def test_a_client_that_does_not_read_loses_its_place(monkeypatch: pytest.MonkeyP
         host, port = server.root.removeprefix("http://").split(":")
         wire.connect((host, int(port)))
         body = json.dumps(PROMPT | {"stream": True, "max_tokens": 150, "n": 16, "top_k": 1, "stop": "none"}).encode()
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         wire.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         until(lambda: server.service.exchanges)
         until(lambda: not server.service.exchanges)

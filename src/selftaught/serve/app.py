@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
@@ -21,13 +22,26 @@ from selftaught.serve.service import Exchange, Service
 from selftaught.serve.stream import SampleStream
 
 CLOSED_REQUEST = 499
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 READING_SECONDS = 30
 """How long a client may take to read what is left of its answer once the time for it is over."""
 
 
-def create_app(service: Service, lifespan: Any = None) -> FastAPI:
-    """Return the application that serves `service`, whose engine the caller starts and stops."""
-    app = FastAPI(title="selftaught", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+def create_app(service: Service, lifespan: Any = None, *, local: bool = False) -> FastAPI:
+    """Return the application that serves `service`, whose engine the caller starts and stops.
+
+    A `local` one answers only where it is asked for by a name of this machine: a web page can have its own name point
+    here, and would be let in by the browser.
+    """
+
+    async def by_a_local_name(http: HttpRequest) -> None:
+        if _name_in(http.headers.get("host", "")) not in LOCAL_NAMES:
+            raise ApiError(421, "this server is asked for by a name that is not this machine's", code="wrong_host")
+
+    known = [Depends(by_a_local_name)] if local else []
+    app = FastAPI(
+        title="selftaught", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan, dependencies=known
+    )
 
     async def authorised(http: HttpRequest) -> None:
         _authorise(service, http)
@@ -87,6 +101,14 @@ def _cancelled_at(when: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def _name_in(host: str) -> str | None:
+    """Return the name in a Host header, without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _model(service: Service) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from selftaught.engines.sampler import Sampler, default_slots
 from selftaught.errors import InputError
 from selftaught.models.decoding import open_spec
 from selftaught.models.load import context_length, load_model, load_tokenizer
-from selftaught.serve.app import create_app
+from selftaught.serve.app import LOCAL_NAMES, create_app
 from selftaught.serve.engine import Engine
 from selftaught.serve.service import Service, default_template
 
@@ -96,7 +96,7 @@ def serve(service: Service, listening: socket.socket, ready: Callable[[Callable[
         service.engine.stop()
 
     config = uvicorn.Config(
-        create_app(service, lifespan),
+        create_app(service, lifespan, local=listening.getsockname()[0] in LOCAL_NAMES),
         access_log=False,
         log_level="warning",
         server_header=False,
