@@ -4,13 +4,12 @@ Each verb is a cached stage: its key is a hash of what it does, on what, with wh
 stage is complete returns it at once, so a method that is run again continues where it stopped.
 """
 
-import hashlib
 import json
 import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -19,7 +18,7 @@ from typing import Any, cast
 
 from selftaught.errors import InputError, NothingToTrainOn
 from selftaught.evals.evaluate import evaluate_greedy, evaluate_samples
-from selftaught.evals.metrics import PerProblem, ordering_quality, pair_margin
+from selftaught.evals.metrics import PerProblem
 from selftaught.executor import Executor, Inline
 from selftaught.models.decoding import decoding_key, write_decoding
 from selftaught.models.load import model_key, place_key
@@ -47,6 +46,7 @@ from selftaught.specs import (
 )
 from selftaught.store.artifact import Artifact
 from selftaught.store.groups import Groups
+from selftaught.store.keys import hash_rows
 from selftaught.store.run import RunDirectory
 from selftaught.store.stage import Stage, Store, default_cache, stage_key
 from selftaught.tasks import load_task
@@ -250,7 +250,7 @@ class Lab:
         """
         content: dict[str, Any]
         if isinstance(rows, Sequence):
-            function, content = "rows", {"rows": _hash_rows(rows)}
+            function, content = "rows", {"rows": hash_rows(rows)}
         else:
             spec = None if hasattr(rows, "__qualname__") else rows
             function, content = _function_name(rows), {"spec": spec, **params}
@@ -299,21 +299,21 @@ class Lab:
 
     def adaptive(self, model: ModelSpec, head: Head) -> ModelSpec:
         """Return `model` decoding by a new head, whose choices are equally likely until it is trained."""
-
-        def arguments(out: Path) -> dict[str, Any]:
-            return {"model": model, "head": head, "out": out, "seed": self.seed}
-
-        made = self._artifact("head", HEAD, {"model": model_key(model), "head": head}, [], arguments)
-        return replace(model, decoding=Adaptive(head=str(made.path)))
+        return replace(model, decoding=Adaptive(head=self._made_of("head", HEAD, model, head=head)))
 
     def with_token(self, model: ModelSpec, token: str) -> ModelSpec:
         """Return `model` with the special token `token` added to its vocabulary, if it lacks it."""
+        source = self._made_of("token", TOKEN, model, token=token)
+        return replace(model, source=source, revision=None, adapter=None)
+
+    def _made_of(self, name: str, function: str, model: ModelSpec, **params: Any) -> str:
+        """Return the directory that `function` fills from `model`."""
 
         def arguments(out: Path) -> dict[str, Any]:
-            return {"model": model, "token": token, "out": out, "seed": self.seed}
+            return {"model": model, **params, "out": out, "seed": self.seed}
 
-        made = self._artifact("token", TOKEN, {"model": model_key(model), "token": token}, [], arguments)
-        return replace(model, source=str(made.path), revision=None, adapter=None)
+        key = {"model": model_key(model), "template": model.template, **params}
+        return str(self._artifact(name, function, key, [], arguments).path)
 
     def dev_accuracy(self, task: Task, problems: int, evaluation: Evaluation) -> Callable[[ModelSpec], float]:
         """Return the measure by which `train` chooses an epoch: greedy accuracy on the first dev problems."""
@@ -340,19 +340,6 @@ class Lab:
     def tell(self, message: str) -> None:
         """Print a line for the user."""
         print(message, file=sys.stderr)
-
-    def measure_votes(self, groups: Groups, examples: Stage, k: int) -> None:
-        """Note what votes are worth: their share, order against gold, Somers' D, and the accuracy margin of the pairs.
-
-        ScPO (arXiv 2411.04109), figures 2 and 3 and table 7.
-        """
-        for report in evaluate_samples(groups, k)[0]:
-            self.note_report(replace(report, name=f"train/{report.name}"))
-        if order := ordering_quality(groups):
-            self.note("order", right=order.right, tie=order.tie, wrong=order.wrong, n=order.n)
-        verdicts = {s.completion_id: s.value for group in groups for s in group.scores if s.scorer == "verifier"}
-        pairs = (example for example in examples if isinstance(example, Pair))
-        self.note("pairs", kept=len(examples), margin=pair_margin(pairs, verdicts))
 
     def note(self, event: str, **facts: Any) -> None:
         """Append one line to the run's metrics."""
@@ -502,14 +489,6 @@ def _head_of(model: ModelSpec) -> str:
 
 def _stage_name(table: Stage | Sequence[Any]) -> str | None:
     return table.path.name if isinstance(table, Stage) else None
-
-
-def _hash_rows(rows: Iterable[Any]) -> str:
-    """Return a hash of all fields: an id leaves out some, such as a pair's weight."""
-    digest = hashlib.blake2b(digest_size=12)
-    for row in rows:
-        digest.update(f"{row!r}\n".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
 
 
 def _counts(stage: Stage) -> dict[str, int]:

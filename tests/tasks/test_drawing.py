@@ -6,15 +6,16 @@ from types import SimpleNamespace
 import pytest
 
 from selftaught.errors import InputError
-from selftaught.tasks.drawing import below, check_shares, in_split, seeded, share, split_at
+from selftaught.tasks.drawing import below, check_shares, in_split, seeded, split_at
+from selftaught.types import content_share
 
 
 def test_share_is_fixed_by_its_parts_and_spread_over_zero_to_one():
-    drawn = [share("world", i) for i in range(4000)]
-    assert drawn == [share("world", i) for i in range(4000)]
+    drawn = [content_share("world", i) for i in range(4000)]
+    assert drawn == [content_share("world", i) for i in range(4000)]
     assert 0 <= min(drawn) < 0.01 and 0.99 < max(drawn) < 1
     assert sum(drawn) / len(drawn) == pytest.approx(0.5, abs=0.02)
-    assert share("ab", "c") != share("a", "bc")
+    assert content_share("ab", "c") != content_share("a", "bc")
 
 
 def test_below_draws_every_number_and_repeats_with_its_seed():
@@ -43,7 +44,7 @@ def test_split_ends(at, split):
 
 def test_splits_are_disjoint_whole_and_run_out_with_the_count():
     def split_of(text):
-        return split_at(share("ten", text))
+        return split_at(content_share("ten", text))
 
     found = collections.Counter()
     for split in ("test", "dev", "demonstrations", "train"):

@@ -12,7 +12,7 @@ from math import log, nan
 
 from selftaught.errors import InputError
 from selftaught.evals.evaluate import summarise
-from selftaught.evals.metrics import PerProblem, accuracy
+from selftaught.evals.metrics import PerProblem, accuracy, mean_known
 from selftaught.text.json_records import parse_record
 from selftaught.types import Completion, Group, Pair, Report
 
@@ -104,9 +104,9 @@ def measure_quality(
     rewards, others = ([_values(group, reward) for group in part] for part in (groups, baseline))
     values: dict[str, PerProblem] = {
         "validity": accuracy(groups),
-        "reward": {g.id: _mean(row) for g, row in zip(groups, rewards, strict=True)},
+        "reward": {g.id: mean_known(row) for g, row in zip(groups, rewards, strict=True)},
         "win_rate": {
-            g.id: _mean(win_rate(ours, theirs)) for g, ours, theirs in zip(groups, rewards, others, strict=True)
+            g.id: mean_known(win_rate(ours, theirs)) for g, ours, theirs in zip(groups, rewards, others, strict=True)
         },
     }
     return [summarise(name, per_problem) for name, per_problem in values.items()], values
@@ -168,8 +168,8 @@ def selection_facts(pairs: Iterable[Pair], prompts: int) -> dict[str, float | No
     """
     rows = [pair.meta for pair in pairs]
     names = ("good", "bad", "diversity_chosen", "diversity_rejected")
-    facts = {name: _mean(row.get(name) for row in rows) for name in names}
-    price = _mean(row["score_chosen"] - row["score_best"] for row in rows if "score_best" in row)
+    facts = {name: mean_known(row.get(name) for row in rows) for name in names}
+    price = mean_known(row["score_chosen"] - row["score_best"] for row in rows if "score_best" in row)
     return {"kept": len(rows), "without": 1 - len(rows) / prompts, "price": price, **facts}
 
 
@@ -183,11 +183,6 @@ def _values(group: Group, scorer: str) -> list[float | None]:
     if missing is not None:
         raise InputError(f"completion {missing.id} of prompt {group.id} has no score by {scorer!r}: score it first")
     return [scores[c.id].value for c in sorted(group.completions, key=lambda c: c.k)]
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _first(values: Iterable, count: int) -> list:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 
 from selftaught.errors import InputError
-from selftaught.models.load import load_model, load_tokenizer
+from selftaught.models.load import default_device, load_model, load_tokenizer
 from selftaught.specs import ModelSpec
 from selftaught.text.json_records import parse_record
 from selftaught.text.templates import encode_prompt
@@ -40,7 +40,7 @@ def exact_marginals(
     rows = [row for group in groups for row in _rows(tokenizer, model.template, group, values, ids)]
     if not rows:
         return {key: {} for key in values}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     network = load_model(model, device=device, dtype=torch.float32)
     sums = {key: torch.zeros(len(words), dtype=torch.float64) for key, words in values.items()}
     for start in range(0, len(rows), _ROWS):

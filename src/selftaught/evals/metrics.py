@@ -7,11 +7,18 @@ be paired problem by problem; `evaluate.summarise` turns them into a mean with i
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 from selftaught.select.votes import leaders, read_ballot
 from selftaught.types import Group, Pair
 
 PerProblem = dict[str, float | None]
+
+
+def mean_known(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are there, None where there is none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def accuracy(groups: Iterable[Group], scorer: str = "verifier") -> PerProblem:

@@ -17,7 +17,7 @@ from typing import Any
 from selftaught.engines.stopping import decode
 from selftaught.errors import InputError
 from selftaught.evals.evaluate import summarise
-from selftaught.evals.metrics import PerProblem, accuracy
+from selftaught.evals.metrics import PerProblem, accuracy, mean_known
 from selftaught.scorers.safety import Classifier, classify
 from selftaught.text.templates import answer_start, whole_answer
 from selftaught.types import Completion, Group, Prompt, Report, Score
@@ -67,22 +67,24 @@ def text_before(prompt: Prompt, completion: Completion, tokenizer: Any) -> str:
 
 def reset_rate(groups: Iterable[Group]) -> PerProblem:
     """Return the share of each prompt's completions that took something back, if only the [RESET] itself."""
-    return {g.id: _mean([float(bool(c.discarded)) for c in g.completions]) for g in groups}
+    return {g.id: mean_known([float(bool(c.discarded)) for c in g.completions]) for g in groups}
 
 
 def discarded_tokens(groups: Iterable[Group]) -> PerProblem:
     """Return how many tokens a completion took back on average, the [RESET]s included: what was drawn in vain."""
-    return {g.id: _mean([float(sum(end - start for start, end in c.discarded)) for c in g.completions]) for g in groups}
+    return {
+        g.id: mean_known([float(sum(end - start for start, end in c.discarded)) for c in g.completions]) for g in groups
+    }
 
 
 def reset_position(groups: Iterable[Group]) -> PerProblem:
     """Return how many tokens came before the last [RESET] on average; None for a prompt without any."""
-    return {g.id: _mean([float(c.discarded[-1][1] - 1) for c in g.completions if c.discarded]) for g in groups}
+    return {g.id: mean_known([float(c.discarded[-1][1] - 1) for c in g.completions if c.discarded]) for g in groups}
 
 
 def undecided(groups: Iterable[Group], scorer: str = VIOLATION) -> PerProblem:
     """Return the share of each prompt's completions that `scorer` could not decide, which other metrics leave out."""
-    return {g.id: _mean([float(s.value is None) for s in g.scores_by(scorer).values()]) for g in groups}
+    return {g.id: mean_known([float(s.value is None) for s in g.scores_by(scorer).values()]) for g in groups}
 
 
 def worst_of(groups: Iterable[Group], j: int, scorer: str = VIOLATION) -> PerProblem:
@@ -152,7 +154,7 @@ def evaluate_safe(
     scored: PerProblem = {}
     for group in groups:
         given = [helpful(group.prompt, c.text) for c in group.completions]
-        scored[group.id] = _mean([float(value) for value in given if value is not None])
+        scored[group.id] = mean_known([float(value) for value in given if value is not None])
     values = {HELPFUL: scored, "false_resets": reset_rate(groups), "discarded_tokens_safe": discarded_tokens(groups)}
     return _reports(values, parents), values
 
@@ -192,7 +194,3 @@ def _check_prompts(groups: Sequence[Group]) -> None:
 
 def _reports(values: Mapping[str, PerProblem], parents: tuple[str, ...]) -> list[Report]:
     return [summarise(name, per_problem, parents) for name, per_problem in values.items()]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import nan, sqrt
 
 from selftaught.evals.evaluate import summarise
-from selftaught.evals.metrics import PerProblem
+from selftaught.evals.metrics import PerProblem, mean_known
 from selftaught.types import Completion, Group, Report
 
 
@@ -38,11 +38,11 @@ def evaluate_steps(groups: Iterable[Group], prefix: str = "") -> tuple[list[Repo
     per_problem: dict[str, PerProblem] = {
         "step_error_share": {name: wrong / n if n else None for name, (wrong, n) in errors.items()},
         "step_accuracy": {
-            name: _mean([1 - s.wrong / s.labelled for s in solutions if s.labelled])
+            name: mean_known([1 - s.wrong / s.labelled for s in solutions if s.labelled])
             for name, solutions in problems.items()
         },
-        "steps": {name: _mean([s.steps for s in solutions]) for name, solutions in problems.items()},
-        "length": {name: _mean([s.length for s in solutions]) for name, solutions in problems.items()},
+        "steps": {name: mean_known([s.steps for s in solutions]) for name, solutions in problems.items()},
+        "length": {name: mean_known([s.length for s in solutions]) for name, solutions in problems.items()},
     }
     reports = [pooled_share(prefix + "step_error_share", errors, unscored)]
     reports += [summarise(prefix + name, per_problem[name]) for name in ("step_accuracy", "steps", "length")]
@@ -92,7 +92,3 @@ def _solutions(group: Group) -> list[_Solution]:
 
 def _length(completion: Completion) -> int:
     return len(completion.text) if completion.token_ids is None else len(completion.token_ids)
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -11,7 +11,7 @@ from itertools import islice
 from math import inf
 from statistics import fmean
 
-from selftaught.evals.metrics import PerProblem
+from selftaught.evals.metrics import PerProblem, mean_known
 from selftaught.select.latent_pairs import LATENT
 from selftaught.specs import Choice, ModelSpec
 from selftaught.types import Completion, Document, Group, Pair, Prompt
@@ -31,7 +31,7 @@ def kind_of(prompt: Prompt) -> str:
 def best_of(rewards: Mapping[str, PerProblem], prompts: Iterable[str]) -> str:
     """Return the name of what has the highest mean reward over these prompts, the first of several."""
     chosen = list(prompts)
-    means = {name: _mean(values.get(p) for p in chosen) for name, values in rewards.items()}
+    means = {name: mean_known(values.get(p) for p in chosen) for name, values in rewards.items()}
     known = {name: -inf if mean is None else mean for name, mean in means.items()}
     return max(known, key=known.__getitem__)
 
@@ -71,8 +71,8 @@ def against_fixed(
     top = {prompt: fixed[names[kind]].get(prompt) for prompt, kind in kinds.items()}
     return {
         "over_best_fixed": _differences(reward, best, 1.0),
-        "of_oracle": _differences(reward, top, _mean(top.values())),
-        "oracle_lead": _differences(top, best, _mean(best.values())),
+        "of_oracle": _differences(reward, top, mean_known(top.values())),
+        "oracle_lead": _differences(top, best, mean_known(best.values())),
     }
 
 
@@ -163,8 +163,8 @@ def measure_temperatures(found: Mapping[str, Sequence[Trace]]) -> dict[str, PerP
     values: dict[str, PerProblem] = defaultdict(dict)
     for prompt, rows in found.items():
         pairs = [pair for row in rows for pair in zip(row.places, row.temperatures, strict=True)]
-        starts, others = _mean(t for place, t in pairs if not place), _mean(t for place, t in pairs if place)
-        values[TEMPERATURE][prompt] = _mean(t for _, t in pairs)
+        starts, others = mean_known(t for place, t in pairs if not place), mean_known(t for place, t in pairs if place)
+        values[TEMPERATURE][prompt] = mean_known(t for _, t in pairs)
         values["temperature_starts"][prompt], values["temperature_elsewhere"][prompt] = starts, others
         values["temperature_gap"][prompt] = None if starts is None or others is None else starts - others
     return dict(values)
@@ -223,8 +223,3 @@ def _differences(ours: PerProblem, theirs: PerProblem, unit: float | None) -> Pe
         else:
             found[prompt] = (own - other) / unit
     return found
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None

@@ -5,9 +5,8 @@ After Thought Preference Optimization (arXiv 2410.10630, section 3.3 and figures
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from statistics import fmean
 
-from selftaught.evals.metrics import PerProblem
+from selftaught.evals.metrics import PerProblem, mean_known
 from selftaught.text.thoughts import ThoughtFormat, split
 from selftaught.types import Completion, Group, Prompt, content_id
 
@@ -30,8 +29,8 @@ def measure_thoughts(
         parts = {c.id: split(form, c) for c in group.completions}
         read = {i: p for i, p in parts.items() if not p.error}
         values["format_errors"][group.id] = 1 - len(read) / len(parts) if parts else None
-        values["thought_chars"][group.id] = _mean([float(len(p.thought)) for p in read.values()])
-        values["response_chars"][group.id] = _mean([float(len(p.response)) for p in read.values()])
+        values["thought_chars"][group.id] = mean_known([float(len(p.thought)) for p in read.values()])
+        values["response_chars"][group.id] = mean_known([float(len(p.response)) for p in read.values()])
         if kind_of is None:
             continue
         scores = group.scores_by(scorer)
@@ -40,7 +39,7 @@ def measure_thoughts(
             mine = [i for i, k in found.items() if k == kind]
             right = [s.value for s in map(scores.get, mine) if s and s.value is not None]
             values[f"share_{kind}"][group.id] = len(mine) / len(found) if found else None
-            values[f"accuracy_{kind}"][group.id] = _mean(right)
+            values[f"accuracy_{kind}"][group.id] = mean_known(right)
     return dict(values)
 
 
@@ -86,7 +85,3 @@ def by_category(name: str, values: PerProblem, prompts: Iterable[Prompt]) -> dic
         if "category" in prompt.meta and prompt.id in values:
             found[f"{name}/{prompt.meta['category']}"][prompt.id] = values[prompt.id]
     return dict(found)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None

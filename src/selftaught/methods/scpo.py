@@ -33,6 +33,8 @@ from math import nan
 from typing import TYPE_CHECKING, Literal
 
 from selftaught.errors import InputError
+from selftaught.evals.evaluate import evaluate_samples
+from selftaught.evals.metrics import ordering_quality, pair_margin
 from selftaught.methods.method import Claim, Method, Outcome
 from selftaught.methods.rounds import arm_settings, check_arms, run_rounds
 from selftaught.plan import Work, evaluation_plan, problem_counts, round_plan
@@ -55,6 +57,8 @@ from selftaught.types import Demonstration, Pair, Prompt, Report
 
 if TYPE_CHECKING:
     from selftaught.lab import Lab
+    from selftaught.store.groups import Groups
+    from selftaught.store.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +149,7 @@ def train_round(cfg: Config, lab: "Lab", task: Task, model: ModelSpec, t: int) -
         groups = lab.score(groups, NoisyReward(task=task, flip=cfg.reward_flips, flip_off=cfg.reward_flips_off))
     row_type, selector = selection(cfg, t, lab.seed)
     examples = lab.select(groups, selector, row_type)  # steps 4 and 5
-    lab.measure_votes(groups, examples, k)
+    measure_votes(lab, groups, examples, k)
     dev = lab.dev_accuracy(task, cfg.dev_problems, cfg.evaluation) if cfg.dev_problems else None
     return lab.train(model, examples, objective(cfg), cfg.training, dev=dev)  # step 6
 
@@ -180,6 +184,20 @@ def objective(cfg: Config) -> ObjectiveSpec:
     if cfg.objective == "nll":
         return SFT()
     return Preference(beta=cfg.beta, nll_alpha=cfg.nll_alpha, weight_normalize=cfg.weight_normalize)
+
+
+def measure_votes(lab: "Lab", groups: "Groups", examples: "Stage", k: int) -> None:
+    """Note what votes are worth: their share, order against gold, Somers' D, and the accuracy margin of the pairs.
+
+    Figures 2 and 3 and table 7.
+    """
+    for report in evaluate_samples(groups, k)[0]:
+        lab.note_report(replace(report, name=f"train/{report.name}"))
+    if order := ordering_quality(groups):
+        lab.note("order", right=order.right, tie=order.tie, wrong=order.wrong, n=order.n)
+    verdicts = {s.completion_id: s.value for group in groups for s in group.scores if s.scorer == "verifier"}
+    pairs = (example for example in examples if isinstance(example, Pair))
+    lab.note("pairs", kept=len(examples), margin=pair_margin(pairs, verdicts))
 
 
 def _check_seed_model(lab: "Lab", reports: Mapping[str, Report], k: int) -> None:

@@ -25,6 +25,11 @@ from selftaught.store.files import hash_file
 from selftaught.store.manifest import MANIFEST, read_manifest
 
 
+def default_device() -> str:
+    """Return "cuda" where there is a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """Return the tokenizer of `spec`; a missing pad token is set to EOS (padding is always masked, never read).
 

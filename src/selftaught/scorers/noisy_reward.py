@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from selftaught.tasks import Task, TaskSpec, load_task
-from selftaught.types import Completion, Group, Prompt, Score, content_id
+from selftaught.types import Completion, Group, Prompt, Score, content_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,5 +39,5 @@ class NoisyReward:
             self.longest is not None and prompt.meta.get("length", 0) > self.longest
         )
         chance = 0.5 if right is None else self.flip_off if off else self.flip
-        flipped = int(content_id("noisy reward", self.seed, prompt.id, completion.text), 16) / 2**96 < chance
+        flipped = content_share("noisy reward", self.seed, prompt.id, completion.text) < chance
         return Score(completion_id=completion.id, scorer=self.name, value=float(bool(right) != flipped))

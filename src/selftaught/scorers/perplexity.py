@@ -42,10 +42,10 @@ class CompletionNLL:
 
     def __call__(self, groups: Iterable[Group]) -> Iterator[list[Score]]:
         """Yield the scores of each group's completions."""
-        from selftaught.models.load import load_model, load_tokenizer, tokenizer_fingerprint
+        from selftaught.models.load import default_device, load_model, load_tokenizer, tokenizer_fingerprint
 
         tokenizer = load_tokenizer(self.model)
-        model = load_model(self.model, device=_device())
+        model = load_model(self.model, device=default_device())
         scored = _Reader(self, model, tokenizer, tokenizer_fingerprint(tokenizer))
         stream = iter(groups)
         while part := list(islice(stream, _GROUPS_AT_ONCE)):
@@ -138,9 +138,3 @@ class _Reader:
             nll = torch.nn.functional.cross_entropy(logits[:, :-1].float().mT, ids[:, 1:], reduction="none")
         scored = (position[1:] >= firsts[:, None]) & (position[1:] < lengths[:, None])
         return (nll * scored).sum(1) / scored.sum(1)
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -41,11 +41,16 @@ class RewardModel:
         Raises:
             InputError: the model cannot be opened, or has several labels and `label` names none of them.
         """
-        import torch
 
-        from selftaught.models.load import context_length, load_classifier, load_tokenizer, tokenizer_fingerprint
+        from selftaught.models.load import (
+            context_length,
+            default_device,
+            load_classifier,
+            load_tokenizer,
+            tokenizer_fingerprint,
+        )
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
         tokenizer, model = load_tokenizer(self.model), load_classifier(self.model, device=device)
         label = _label(model.config.num_labels, self.label, self.model.source)
         limit = context_length(model.config) or 2**31

@@ -98,13 +98,12 @@ class Guard:
         Raises:
             InputError: the model cannot be opened, or its tokenizer has no chat template.
         """
-        import torch
 
         from selftaught.engines.rows import Request
         from selftaught.engines.sampler import Sampler, run_requests
-        from selftaught.models.load import load_model, load_tokenizer
+        from selftaught.models.load import default_device, load_model, load_tokenizer
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
         tokenizer, network = load_tokenizer(self.model), load_model(self.model, device=device)
         sampler = Sampler(network, tokenizer, template=CHAT, share=False)
         limit = sampler.model.context or 2**31

@@ -13,7 +13,7 @@ from itertools import chain, repeat
 from typing import Literal, get_args
 
 from selftaught.errors import InputError
-from selftaught.types import Completion, Demonstration, Pair, Prompt, content_id
+from selftaught.types import Completion, Demonstration, Pair, Prompt, content_share
 
 CutRule = Literal["uniform", "first_flagged", "sentence"]
 Kind = Literal["positive", "negative", "useless", "plain"]
@@ -234,7 +234,7 @@ def clean(text: str, token: str) -> str:
 
 
 def _share(what: str, seed: int, name: tuple[object, ...]) -> float:
-    return int(content_id("backtracking", what, seed, name), 16) / 2**96
+    return content_share("backtracking", what, seed, name)
 
 
 def _completion(prompt: Prompt, text: str, number: int) -> Completion:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from selftaught.errors import InputError
 from selftaught.store.groups import Groups
 from selftaught.text.steps import check_spans, cover
-from selftaught.types import Completion, Demonstration, Feedback, Group, Score, content_id
+from selftaught.types import Completion, Demonstration, Feedback, Group, Score, content_id, content_share
 
 Tally = Counter[str]
 Policy = Literal["independent", "first_error", "propagate"]
@@ -153,7 +153,7 @@ class FeedbackRows:
         label = value >= self.threshold
         if not self.flip:
             return label
-        return label != (int(content_id("flip", self.seed, prompt_id, text, score.span), 16) / 2**96 < self.flip)
+        return label != (content_share("flip", self.seed, prompt_id, text, score.span) < self.flip)
 
 
 def _finite(score: Score, prompt_id: str) -> float | None:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from selftaught.errors import InputError, NothingToTrainOn
 from selftaught.select.votes import Ballot, leaders, pick, reaches, read_ballot
-from selftaught.types import Completion, Demonstration, Group, Pair, Prompt, content_id
+from selftaught.types import Completion, Demonstration, Group, Pair, Prompt, content_id, content_share
 
 Tally = Counter[str]
 _UNREAD_REMEDY = "look at the completions: raise max_tokens, name another --answer, or start from a model that answers"
@@ -229,7 +229,7 @@ class SemiSupervisedPairs:
 
     def is_labelled(self, prompt: Prompt) -> bool:
         """Say whether the prompt's gold answer is used."""
-        drawn = int(content_id("labelled", self.seed, prompt.id), 16) / 2**96
+        drawn = content_share("labelled", self.seed, prompt.id)
         return prompt.gold is not None and drawn < self.labelled
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from selftaught.errors import InputError
 from selftaught.select.elo import battle_matrix, bradley_terry
 from selftaught.text.thoughts import NONE, Parts, ThoughtFormat, response_start, split
-from selftaught.types import Completion, Group, Pair, content_id
+from selftaught.types import Completion, Group, Pair, content_share
 
 _EVEN = 1e-9
 _FIRST_RHO, _MOST_RHO, _BISECTIONS = 0.5, 64.0, 12
@@ -83,7 +83,7 @@ class ThoughtPairs:
 
     def _row(self, group: Group, completion: Completion, parts: Parts, scored: list[Any] | None) -> tuple[float, ...]:
         nothing = [np.nan, np.nan, 0.0]
-        drawn = int(content_id("thought pair", self.seed, group.id, completion.text), 16) / 2**96
+        drawn = content_share("thought pair", self.seed, group.id, completion.text)
         # Equal numbers stand for equal texts within this process, which is all they are used for.
         text = float(hash(parts.response) % 2**52)
         return (*(scored or nothing), float(len(parts.response)), drawn, text, float(bool(parts.error)))

@@ -7,14 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-import torch
 import uvicorn
 
 from selftaught.engines.policies import build_policy
 from selftaught.engines.sampler import Sampler, default_slots
 from selftaught.errors import InputError
 from selftaught.models.decoding import open_spec
-from selftaught.models.load import context_length, load_model, load_tokenizer
+from selftaught.models.load import context_length, default_device, load_model, load_tokenizer
 from selftaught.serve.app import LOCAL_NAMES, create_app
 from selftaught.serve.engine import Engine
 from selftaught.serve.service import Service, default_template
@@ -35,7 +34,7 @@ def open_engine(source: str, template: str | None, tokens: int) -> Engine:
         InputError: nothing can be opened there.
     """
     spec = open_spec(source)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     tokenizer, model = load_tokenizer(spec), load_model(spec, device=device)
     policy = build_policy(spec.decoding, tokenizer, device)
     slots = default_slots(model, min(2 * tokens, context_length(model.config) or 2 * tokens))

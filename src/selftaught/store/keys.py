@@ -1,8 +1,9 @@
 """Keys of stages: a hash of what makes a stage what it is, and of nothing else."""
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -17,6 +18,14 @@ def stage_key(function: str, version: int, params: Any, parents: Sequence[str], 
     and Python version. InputError names the parameter that has no canonical form.
     """
     return content_id("stage", function, version, canonical(params), list(parents), seed)
+
+
+def hash_rows(rows: Iterable[Any]) -> str:
+    """Return a hash of all fields of rows: an id leaves out some, such as a pair's weight."""
+    digest = hashlib.blake2b(digest_size=12)
+    for row in rows:
+        digest.update(f"{row!r}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def canonical(value: Any, where: str = "params") -> Any:

@@ -22,10 +22,10 @@ from operator import itemgetter
 from typing import ClassVar
 
 from selftaught.errors import InputError
-from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
+from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, split_at
 from selftaught.tasks.task import demonstrate
 from selftaught.text.answers import marked_number
-from selftaught.types import Demonstration, Prompt, number_repeats
+from selftaught.types import Demonstration, Prompt, content_share, number_repeats
 
 NEW_PROBLEM = "<new>"
 """The prompt that asks for a new problem."""
@@ -77,9 +77,9 @@ class Chains:
         lengths = self.demonstration_lengths or self.lengths
         rows: list[tuple[Prompt, str]] = []
         for prompt in islice(self._problems("demonstrations", lengths, seed), 8000 if count is None else count):
-            if share("chains", "new", seed, prompt.text) < self.new_problems:
+            if content_share("chains", "new", seed, prompt.text) < self.new_problems:
                 rows.append((Prompt.from_text(NEW_PROBLEM), prompt.text))
-            elif share("chains", "style", seed, prompt.text) < self.answer_only:
+            elif content_share("chains", "style", seed, prompt.text) < self.answer_only:
                 rows.append((prompt, f"#### {prompt.gold}"))
             else:
                 rows.append((prompt, self.solution(prompt)))
@@ -217,4 +217,4 @@ def _evaluate(expression: str, values: dict[str, int]) -> int | None:
 
 def split_of(problem: str) -> Split:
     """Return the split a problem belongs to."""
-    return split_at(share("chains", "split", problem))
+    return split_at(content_share("chains", "split", problem))

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import ClassVar
 
 from selftaught.errors import InputError
-from selftaught.tasks.drawing import Split, below, check_shares, seeded
+from selftaught.tasks.drawing import Split, below, check_shares, seeded, zipf_weights
 from selftaught.tasks.task import demonstrate
 from selftaught.types import Demonstration, Prompt, content_id
 
@@ -138,7 +138,7 @@ class ConstrainedText:
         first = (_invented(MARK)[: self.openings] + _invented("")[: self.openings])[place]
         start = self.openings + TOPICS.index(topic) * self.vocabulary
         own = _invented("")[start : start + self.vocabulary]
-        rest = source.choices(own, weights=_weights(self.vocabulary, self.zipf), k=self.words - 1)
+        rest = source.choices(own, weights=zipf_weights(self.vocabulary, self.zipf), k=self.words - 1)
         return f" {' '.join((first, *rest))}{END}"
 
 
@@ -148,8 +148,3 @@ def _invented(mark: str) -> list[str]:
     syllables = [a + b for a in _CONSONANTS for b in _VOWELS]
     words = (mark + a + b for a in syllables for b in syllables)
     return sorted(words, key=partial(content_id, "invented"))
-
-
-@lru_cache(maxsize=8)
-def _weights(words: int, exponent: float) -> list[float]:
-    return [rank**-exponent for rank in range(1, words + 1)]

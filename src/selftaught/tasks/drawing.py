@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from selftaught.errors import InputError
@@ -15,14 +16,15 @@ _MISSES = 20_000
 """Draws in a row without a new problem of the split after which there are held to be no more."""
 
 
-def share(*parts: object) -> float:
-    """Return a number in [0, 1) that `parts` fix."""
-    return int(content_id(*parts), 16) / 2**96
-
-
 def seeded(*parts: object) -> random.Random:
     """Return a source of random numbers that `parts` fix."""
     return random.Random(int(content_id(*parts), 16))
+
+
+@lru_cache(maxsize=64)
+def zipf_weights(count: int, exponent: float) -> list[float]:
+    """Return 1 / rank**exponent for the ranks 1 to `count`."""
+    return [rank**-exponent for rank in range(1, count + 1)]
 
 
 def below(source: random.Random, n: int) -> int:

@@ -22,7 +22,7 @@ from selftaught.tasks.task import demonstrate
 from selftaught.text.answers import compare_keys, last_number, marked_number
 from selftaught.text.dedup import normalise
 from selftaught.text.problems import Style, ask_for_problem, parse_problem
-from selftaught.types import Demonstration, Prompt, content_id, number_repeats
+from selftaught.types import Demonstration, Prompt, content_id, content_share, number_repeats
 
 DEV_PROBLEMS = 800
 _COLUMNS = {"question": str, "answer": str}
@@ -84,7 +84,7 @@ class GSM8K:
         requests = self._requests([row.question for row in rows], len(rows), seed)
         shown: list[tuple[Prompt, str]] = []
         for row, request in zip(rows, requests, strict=True):
-            if int(content_id("asked", seed, row.question), 16) < self.new_problems * 2**96:
+            if content_share("asked", seed, row.question) < self.new_problems:
                 shown.append((request, f" {row.question}"))
             else:
                 shown.append((self._prompt(row), self._solution(row)))

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from selftaught.errors import InputError
 from selftaught.store.tables import Record, read_table
 from selftaught.tasks.sources import read_hub, split_file
-from selftaught.types import Completion, Demonstration, Message, Pair, Prompt, content_id
+from selftaught.types import Completion, Demonstration, Message, Pair, Prompt, content_id, content_share
 
 HARMLESS = "harmless-base"
 Split = Literal["train", "dev", "test"]
@@ -194,7 +194,7 @@ def _transcript(record: Record, name: str) -> tuple[Message, ...]:
 
 def _bucket(row: Row) -> float:
     """Return a number in [0, 1) that the prompt fixes."""
-    return int(content_id("hh_rlhf", [(turn.role, turn.content) for turn in row[0]]), 16) / 2**96
+    return content_share("hh_rlhf", [(turn.role, turn.content) for turn in row[0]])
 
 
 def _pairs(rows: Iterable[Row]) -> tuple[Pair, ...]:

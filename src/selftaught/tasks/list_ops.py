@@ -26,9 +26,9 @@ from statistics import NormalDist
 from typing import ClassVar, Literal
 
 from selftaught.errors import InputError
-from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
+from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, split_at
 from selftaught.tasks.task import demonstrate
-from selftaught.types import Demonstration, Prompt, content_id, number_repeats
+from selftaught.types import Demonstration, Prompt, content_id, content_share, number_repeats
 
 GIVE_UP = "?"
 """The completion that answers nothing."""
@@ -450,7 +450,7 @@ def _listed(prompts: Sequence[str]) -> str:
 @lru_cache(maxsize=1 << 16)
 def split_of(text: str) -> Split:
     """Return the split a clean instruction belongs to."""
-    return split_at(share("list_ops", "split", text))
+    return split_at(content_share("list_ops", "split", text))
 
 
 def _source(*parts: object) -> random.Random:

@@ -19,7 +19,7 @@ from itertools import accumulate, permutations
 from typing import ClassVar, Literal
 
 from selftaught.errors import InputError
-from selftaught.tasks.drawing import check_shares, seeded
+from selftaught.tasks.drawing import check_shares, seeded, zipf_weights
 from selftaught.tasks.task import demonstrate
 from selftaught.text.json_records import parse_record
 from selftaught.types import Demonstration, Prompt, content_id
@@ -211,7 +211,7 @@ def _ranks(key: str, world: Personas) -> dict[str, int]:
 
 @lru_cache(maxsize=64)
 def _shares(count: int, zipf: float) -> list[float]:
-    weights = [rank**-zipf for rank in range(1, count + 1)]
+    weights = zipf_weights(count, zipf)
     return list(accumulate(weight / sum(weights) for weight in weights))
 
 

@@ -23,9 +23,9 @@ from itertools import product
 from typing import ClassVar, Literal, NamedTuple
 
 from selftaught.errors import InputError
-from selftaught.tasks.drawing import below, check_shares, seeded, share
+from selftaught.tasks.drawing import below, check_shares, seeded
 from selftaught.tasks.task import demonstrate
-from selftaught.types import Completion, Demonstration, Pair, Prompt
+from selftaught.types import Completion, Demonstration, Pair, Prompt, content_share
 
 UNIT = r"[a-z][0-9]+"
 """A word of requests and answers."""
@@ -141,7 +141,7 @@ class SafetyGrammar:
 
     def known_objects(self, seed: int = 0) -> list[int]:
         """Return the banned objects that safety pairs speak of."""
-        order = sorted(range(self.banned), key=lambda number: share("safety grammar", "known", seed, number))
+        order = sorted(range(self.banned), key=lambda number: content_share("safety grammar", "known", seed, number))
         return sorted(order[: self.known])
 
     # --- what is right -----------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ class SafetyGrammar:
             for number, verb, style in product(objects, range(self.verbs), range(self.styles))
         ]
         chosen = [text for text in texts if part in (None, part_of(text))]
-        chosen.sort(key=lambda text: share("safety grammar", order, seed, text))
+        chosen.sort(key=lambda text: content_share("safety grammar", order, seed, text))
         return [self._prompt(text) for text in chosen]
 
     def _prompt(self, text: str) -> Prompt:
@@ -266,7 +266,7 @@ class SafetyGrammar:
 
 def part_of(request: str) -> Split:
     """Return the part that a request belongs to: 15% test, 10% dev, the rest train."""
-    place = share("safety grammar", "part", request)
+    place = content_share("safety grammar", "part", request)
     return next(part for part, end in _PARTS if place < end)
 
 

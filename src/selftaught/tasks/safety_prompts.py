@@ -19,7 +19,7 @@ from selftaught.errors import InputError
 from selftaught.store.tables import Record, read_table
 from selftaught.tasks.sources import split_file
 from selftaught.text.refusals import refuses
-from selftaught.types import Demonstration, Prompt, content_id, number_repeats
+from selftaught.types import Demonstration, Prompt, content_share, number_repeats
 
 _PROMPT = {"prompt": str}
 _KINDS = {"label": str, "type": str, "semantic_category": str}
@@ -93,7 +93,7 @@ class SafetyPrompts:
         return None
 
     def _is_dev(self, prompt: Prompt) -> bool:
-        return int(content_id("safety_prompts", prompt.text), 16) < self.dev_share * 2**96
+        return content_share("safety_prompts", prompt.text) < self.dev_share
 
 
 @lru_cache(maxsize=8)

@@ -17,9 +17,9 @@ from itertools import islice
 from typing import ClassVar, NamedTuple
 
 from selftaught.errors import InputError
-from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
+from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, split_at
 from selftaught.tasks.task import demonstrate
-from selftaught.types import Demonstration, Prompt
+from selftaught.types import Demonstration, Prompt, content_share
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _PROBLEM = re.compile(r"a[0-9](?:[b-z][a-z][-+*][a-z0-9])+\?")
@@ -149,7 +149,7 @@ class SideSteps:
         for d in _parse(prompt.text) or ():
             first, second = written[d.first], written.get(d.second, d.second)
             chance = self.lazy if d.side else self.lazy_products if d.operation == "*" else self.lazy_others
-            lazy = seed is not None and share("side steps", "lazy", seed, prompt.text, d.name) < chance
+            lazy = seed is not None and content_share("side steps", "lazy", seed, prompt.text, d.name) < chance
             written[d.name] = first if lazy else _digit(first, d.operation, second)
             lines.append(f"{d.name}{first}{d.operation}{second}{written[d.name]}")
         return "".join(lines) + f"#{written[max(written)]}"
@@ -200,4 +200,4 @@ def _digit(first: str, operation: str, second: str) -> str:
 
 def split_of(problem: str) -> Split:
     """Return the split a problem belongs to."""
-    return split_at(share("side steps", "split", problem))
+    return split_at(content_share("side steps", "split", problem))

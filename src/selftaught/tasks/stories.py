@@ -18,10 +18,10 @@ from functools import lru_cache
 from typing import ClassVar
 
 from selftaught.errors import InputError
-from selftaught.tasks.drawing import check_shares, seeded
+from selftaught.tasks.drawing import check_shares, seeded, zipf_weights
 from selftaught.tasks.task import demonstrate
 from selftaught.text.json_records import parse_keywords
-from selftaught.types import Demonstration, Group, Prompt, content_id, number_repeats
+from selftaught.types import Demonstration, Group, Prompt, content_id, content_share, number_repeats
 
 KEYWORDS = 5
 TITLE, STORY = "title: ", "story: "
@@ -173,7 +173,7 @@ def story_prompts(groups: Iterable[Group], counts: Counter[str], *, most: int) -
 
 def split_of(title: str) -> str:
     """Return the split a title belongs to: 10% test, 5% dev, 45% demonstrations, 40% train."""
-    share = int(content_id("story split", title), 16) / 2**96
+    share = content_share("story split", title)
     return next(split for split, end in _SHARES if share < end)
 
 
@@ -208,9 +208,4 @@ def _topics(world: Stories) -> dict[str, int]:
 
 def _draw(source: random.Random, count: int, zipf: float) -> int:
     """Return a rank 0 .. count - 1 with a frequency of 1 / (rank + 1)^zipf."""
-    return source.choices(range(count), weights=_weights(count, zipf))[0]
-
-
-@lru_cache(maxsize=8)
-def _weights(count: int, zipf: float) -> list[float]:
-    return [rank**-zipf for rank in range(1, count + 1)]
+    return source.choices(range(count), weights=zipf_weights(count, zipf))[0]

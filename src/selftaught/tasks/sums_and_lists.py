@@ -18,9 +18,9 @@ from itertools import islice
 from typing import ClassVar
 
 from selftaught.errors import InputError
-from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
+from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, split_at, zipf_weights
 from selftaught.tasks.task import demonstrate
-from selftaught.types import Demonstration, Prompt, content_id
+from selftaught.types import Demonstration, Prompt, content_id, content_share
 
 SUMS, LISTS = "sums", "lists"
 CATEGORIES = ("birds", "boats", "fish", "games", "rivers", "songs", "stars", "tools", "towns", "trees")
@@ -158,12 +158,12 @@ class SumsAndLists:
             category = CATEGORIES[below(source, len(CATEGORIES))]
         low, high = self.zipf
         exponent = low + (high - low) * number / (len(CATEGORIES) - 1)
-        return source.choices(_items(self.words)[category], weights=_weights(self.words, exponent))[0]
+        return source.choices(_items(self.words)[category], weights=zipf_weights(self.words, exponent))[0]
 
 
 def split_of(text: str) -> Split:
     """Return the split a sum belongs to."""
-    return split_at(share("sums and lists", "split", text))
+    return split_at(content_share("sums and lists", "split", text))
 
 
 @lru_cache(maxsize=8)
@@ -172,8 +172,3 @@ def _items(words: int) -> dict[str, list[str]]:
     syllables = [a + b for a in _CONSONANTS for b in _VOWELS]
     invented = sorted((a + b for a in syllables for b in syllables), key=partial(content_id, "item"))
     return {name: invented[i * words : (i + 1) * words] for i, name in enumerate(CATEGORIES)}
-
-
-@lru_cache(maxsize=32)
-def _weights(words: int, exponent: float) -> list[float]:
-    return [rank**-exponent for rank in range(1, words + 1)]

@@ -20,9 +20,8 @@ from typing import Literal, NamedTuple
 
 from selftaught.errors import InputError
 from selftaught.store.tables import Fields, Record, read_table
-from selftaught.tasks.drawing import share
 from selftaught.tasks.sources import read_hub, split_file
-from selftaught.types import Document, content_id
+from selftaught.types import Document, content_id, content_share
 
 Split = Literal["train", "dev", "test"]
 SAMPLE = Path(__file__).parent / "samples"
@@ -165,7 +164,7 @@ def _documents(domain: str, records: Iterable[Record], split: Split | None, whol
 
 def split_of(work: str) -> Split:
     """Return the split of a work: 10% test, 10% dev, 80% train of all works."""
-    at = share("text", work)
+    at = content_share("text", work)
     return "test" if at < 0.1 else "dev" if at < 0.2 else "train"
 
 

@@ -24,10 +24,10 @@ from types import MappingProxyType
 from typing import ClassVar, Literal, get_args
 
 from selftaught.errors import InputError
-from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, share, split_at
+from selftaught.tasks.drawing import Split, below, check_shares, in_split, seeded, split_at
 from selftaught.tasks.task import demonstrate
 from selftaught.text.thoughts import ThoughtFormat, ask
-from selftaught.types import Demonstration, Prompt, number_repeats
+from selftaught.types import Demonstration, Prompt, content_share, number_repeats
 
 Kind = Literal["useful", "partial", "filler", "other"]
 
@@ -78,7 +78,7 @@ class ThoughtChains:
         """Return `count` (8,000) demonstrations in the world's mix of direct answers and kinds of thoughts."""
         rows: list[tuple[Prompt, str]] = []
         for prompt in islice(self._problems("demonstrations", seed), 8000 if count is None else count):
-            if share("thought_chains", "mode", seed, prompt.text) < self.thoughts:
+            if content_share("thought_chains", "mode", seed, prompt.text) < self.thoughts:
                 rows.append((ask(THINK, prompt), self._thought(prompt, seed)))
             else:
                 rows.append((ask(ANSWER, prompt), f"#{prompt.gold}"))
@@ -187,4 +187,4 @@ class ThoughtChains:
 
 def split_of(problem: str) -> Split:
     """Return the split a problem belongs to."""
-    return split_at(share("thought_chains", "split", problem))
+    return split_at(content_share("thought_chains", "split", problem))

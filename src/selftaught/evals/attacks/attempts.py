@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from selftaught.engines.policies import build_policy
@@ -19,7 +18,7 @@ from selftaught.engines.rows import Request
 from selftaught.engines.sampler import Sampler, completion_of, default_slots, run_requests
 from selftaught.engines.stopping import decode
 from selftaught.errors import InputError
-from selftaught.models.load import load_model, load_tokenizer, tokenizer_fingerprint
+from selftaught.models.load import default_device, load_model, load_tokenizer, tokenizer_fingerprint
 from selftaught.specs import ModelSpec, Sampling
 from selftaught.store.seeds import row_seed
 from selftaught.text.templates import encode_prompt, prefilled
@@ -38,7 +37,7 @@ class Attacked:
 
 def open_attacked(spec: ModelSpec, device: str | None = None) -> Attacked:
     """Return the model of `spec`, which decodes as `spec.decoding` says, by default on the GPU where there is one."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     tokenizer, network = load_tokenizer(spec), load_model(spec, device=device)
     policy = build_policy(spec.decoding, tokenizer, device)
     return Attacked(network=network, tokenizer=tokenizer, policy=policy, template=spec.template)
