@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from selftaught.functional.latent_preference import choice_nll, choice_preference, latent_ratios
+from selftaught.functional.latent_preference import choice_nll, choice_preference, joint_preference, latent_ratios
 from selftaught.functional.nll import sequence_sums
 from selftaught.objectives.base import Baseline, Batch, Choices, ChoicesFn, Reads, Term
 from selftaught.specs import LatentPreference
@@ -51,6 +51,9 @@ class LatentPreferenceObjective:
         chosen, rejected = scores[0::2], scores[1::2]
         if self.spec.loss == "nll":
             loss = choice_nll(chosen, weight=batch.weights)
+        elif self.spec.loss == "token":
+            frozen = torch.zeros_like(chosen)
+            loss = joint_preference(chosen, rejected, frozen, frozen, beta=self.spec.beta, weight=batch.weights)
         else:
             loss = choice_preference(chosen, rejected, beta=self.spec.beta, weight=batch.weights)
         chosen, rejected = self.spec.beta * chosen.detach(), self.spec.beta * rejected.detach()

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from selftaught.errors import InputError
 from selftaught.store.tables import Record, read_table
@@ -180,6 +180,9 @@ class CUTE:
     "Question: ...\\nAnswer:" after `shots` answered examples (at most 4); "instruct" tells a chat model to answer so.
     """
 
+    name: ClassVar[str] = "cute"
+    near_duplicate: ClassVar[float | None] = None  # Nothing is generated.
+
     data: str
     tasks: tuple[str, ...] = ()
     style: Style = "plain"
@@ -192,19 +195,9 @@ class CUTE:
             _kind(task, "cute")
 
     @property
-    def name(self) -> str:
-        """The name it is registered under."""
-        return "cute"
-
-    @property
     def stop(self) -> tuple[str, ...]:
         """What a base model writes when it goes on to a next question."""
         return ("\nQuestion:",) if self.style == "plain" else ()
-
-    @property
-    def near_duplicate(self) -> float | None:
-        """Nothing is generated."""
-        return None
 
     def demonstrations(self, count: int | None = None, *, seed: int = 0) -> list[Demonstration]:
         """Return nothing: these are for measuring."""

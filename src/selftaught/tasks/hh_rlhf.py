@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from selftaught.errors import InputError
 from selftaught.store.tables import Record, read_table
@@ -40,27 +40,16 @@ class HHRLHF:
     `limit` bounds the training pairs.
     """
 
+    name: ClassVar[str] = "hh_rlhf"
+    stop: ClassVar[tuple[str, ...]] = ("\n\nHuman:",)  # How transcripts of this set go on to the next turn.
+    near_duplicate: ClassVar[float | None] = None  # Nothing is generated.
+
     data: str = "Anthropic/hh-rlhf"
     limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise InputError(f"hh_rlhf: limit={self.limit} leaves no training pair; give 1 or more")
-
-    @property
-    def name(self) -> str:
-        """The name it is registered under."""
-        return "hh_rlhf"
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """How transcripts of this set go on to the next turn."""
-        return ("\n\nHuman:",)
-
-    @property
-    def near_duplicate(self) -> float | None:
-        """Nothing is generated."""
-        return None
 
     @property
     def dropped(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from selftaught.errors import InputError
 from selftaught.store.tables import Record, read_table
@@ -32,6 +32,10 @@ class SafetyPrompts:
     Rows without a `label` are "unsafe".
     """
 
+    name: ClassVar[str] = "safety_prompts"
+    stop: ClassVar[tuple[str, ...]] = ()  # Nothing is known of the answers' form.
+    near_duplicate: ClassVar[float | None] = None  # Nothing is generated.
+
     data: str
     set: Literal["advbench", "harmbench_standard", "xstest"] = "advbench"
     dev_share: float = 0.0
@@ -39,21 +43,6 @@ class SafetyPrompts:
     def __post_init__(self) -> None:
         if not 0 <= self.dev_share < 1:
             raise InputError(f"safety_prompts: dev_share={self.dev_share} leaves no test; give 0 or more, below 1")
-
-    @property
-    def name(self) -> str:
-        """The name it is registered under."""
-        return "safety_prompts"
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Nothing is known of the answers' form."""
-        return ()
-
-    @property
-    def near_duplicate(self) -> float | None:
-        """Nothing is generated."""
-        return None
 
     def demonstrations(self, count: int | None = None, *, seed: int = 0) -> list[Demonstration]:
         """Return nothing: there are no answers."""
