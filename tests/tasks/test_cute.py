@@ -153,7 +153,7 @@ def test_hostile_answers(text, style):
 def test_long_hostile_answers_are_quick(data):
     task = CUTE(data=data, style="instruct")
     for text in ("*" * 300_000, "Answer:" * 50_000, '"' * 300_000, "answer" + " " * 300_000 + "x", "\n" * 300_000):
-        task.verify(task.test(1)[0], text)
+        assert task.verify(task.test(1)[0], text) is False
 
 
 def test_no_gold_is_undecided(data):
