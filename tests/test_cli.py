@@ -136,6 +136,15 @@ def test_a_plan_of_a_model_that_is_not_here_assumes_a_size(capsys):
     assert "assuming 8.03e+09 parameters" in said.err
 
 
+def test_a_reproduction_runs_the_seeds_it_is_asked_for(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("selftaught.reproductions.reproduce", lambda name, **k: asked.append((name, list(k["seeds"]))))
+    monkeypatch.setattr("selftaught.report.text.format_table", str)
+    succeeds("reproduce", "scpo", "--seeds", 3, "--first_seed", 15)
+    succeeds("reproduce", "scpo")
+    assert asked == [("scpo", [15, 16, 17]), ("scpo", [0, 1, 2, 3, 4])]
+
+
 def test_versions_and_the_cache(cache, capsys):
     succeeds("env", "--cache")
     assert capsys.readouterr().out.strip() == str(cache)

@@ -193,7 +193,8 @@ def _add_reproduce(commands) -> None:
     )
     parser.add_argument("method", metavar="METHOD|all")
     parser.add_argument("--recipe", default="small")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1 (default 5)")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="how many seeds (default 5)")
+    parser.add_argument("--first_seed", type=int, default=0, metavar="N", help="the first of them (default 0)")
     parser.add_argument("--out", type=Path, default=Path("reproductions/results"))
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where the runs lie")
 
@@ -203,7 +204,7 @@ def _reproduce(arguments) -> None:
     from selftaught.reproductions import reproduce
 
     for name in methods.NAMES if arguments.method == "all" else (arguments.method,):
-        seeds = range(arguments.seeds)
+        seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
         print(
             format_table(reproduce(name, recipe=arguments.recipe, seeds=seeds, out=arguments.out, runs=arguments.runs))
         )
