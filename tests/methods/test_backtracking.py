@@ -75,7 +75,7 @@ def test_only_the_arms_with_resets_hold_the_token(finished):
     shares = {arm: sum("[RESET]" in r.completion.text for r in rows(out, arm, "sft_rows")) for arm in ARMS}
     assert {arm for arm, n in shares.items() if n} == {
         "backtrack_sft",
-        "backtrack_sft_other_prompts",
+        "backtrack_sft_own_prompts",
         "backtrack_sft_dpo",
         "unmasked_prefix",
     }

@@ -151,7 +151,7 @@ ARMS: dict[str, dict] = {
     "baseline_sft_lr8": {"sft": "baseline", "lr_factor": 8.0},
     "baseline_sft_dpo": {"sft": "baseline", "dpo": "baseline"},
     "backtrack_sft": {"sft": "backtrack"},
-    "backtrack_sft_other_prompts": {"sft": "backtrack", "other_prompts": 0.2},
+    "backtrack_sft_own_prompts": {"sft": "backtrack", "other_prompts": 0.0},
     "backtrack_sft_dpo": {"sft": "backtrack", "dpo": "backtrack"},
     "baseline_sft_backtrack_dpo": {"sft": "baseline", "dpo": "backtrack"},
     "refuse_midway": {"sft": "refuse_midway"},

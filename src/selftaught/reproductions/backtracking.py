@@ -10,7 +10,7 @@ ARMS = (
     "baseline_sft_lr8",
     "baseline_sft_dpo",
     "backtrack_sft",
-    "backtrack_sft_other_prompts",
+    "backtrack_sft_own_prompts",
     "backtrack_sft_dpo",
     "baseline_sft_backtrack_dpo",
     "refuse_midway",
@@ -38,5 +38,5 @@ REPRODUCTION = Reproduction(
     method="backtracking",
     metrics=METRICS,
     recipes={"small": replace(backtracking.small(), arms=ARMS)},
-    tried=33,
+    tried=37,
 )
