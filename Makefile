@@ -26,7 +26,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.bench
-	for name in store sampling tiny_training preference_step kto_step selection decoding; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in store sampling tiny_training preference_step kto_step selection decoding blt; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

@@ -64,7 +64,7 @@ def test_what_needs_no_model_imports_no_torch():
     code = (
         "import sys\n"
         "from selftaught import cli\n"
-        "commands = 'list run resume show reproduce generate score select train evaluate judge env'.split()\n"
+        "commands = 'list run resume show reproduce generate score select train evaluate judge patches env'.split()\n"
         "others = [['list'], ['--help'], ['--version'], ['run', 'scpo', '--fields']]\n"
         "for argv in [*others, *([command, '--help'] for command in commands)]:\n"
         "    try:\n"
@@ -79,7 +79,7 @@ def test_what_needs_no_model_imports_no_torch():
     assert "Self-Consistency Preference Optimization (arXiv 2411.04109)" in done.stdout
     assert "selftaught run scpo" in done.stdout
     assert "--training.lr" in done.stdout
-    assert done.stdout.count("example: selftaught ") >= 11
+    assert done.stdout.count("example: selftaught ") >= 12
 
 
 def test_fields_are_those_of_the_recipe_with_every_option_applied(capsys):
@@ -389,6 +389,14 @@ def test_a_reward_model_is_trained_on_pairs(seed_model, tmp_path, capsys):
     succeeds("train", file, "--model", seed_model, "--objective", "reward", "--out", tmp_path / "rewarder", *steps)
     assert "trained on 5 examples" in capsys.readouterr().out
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "rewarder" / "model").config.num_labels == 1
+
+
+def test_a_model_is_pretrained_on_texts(seed_model, tmp_path, capsys):
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": f"a={i};a?"}) for i in range(5)))
+    succeeds("train", file, "--model", seed_model, "--objective", "sft", "--out", tmp_path / "out")
+    shown = capsys.readouterr()
+    assert "trained on 5 examples" in shown.out and "5 documents, every token of their text a target" in shown.err
 
 
 @pytest.mark.parametrize("objective", ["kto", "step_kto"])

@@ -47,7 +47,7 @@ def test_commands_parse(page, line):
 
 def test_every_command_has_an_example():
     documented = {line.split()[1] for page, line in COMMANDS if page.name == "commands.md"}
-    known = "list run resume show reproduce generate score select train evaluate judge env"
+    known = "list run resume show reproduce generate score select train evaluate judge patches env"
     assert documented >= set(known.split())
 
 

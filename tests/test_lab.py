@@ -285,7 +285,7 @@ def test_trainings_on_the_same_pairs_share_their_reference(lab, model, base):
     for settings in (SETTINGS, replace(SETTINGS, lr=1e-4, epochs=1.0)):
         lab.train(model, pairs, Preference(), settings)
     lab.train(model, pairs, Preference(), replace(SETTINGS, max_length=60, epochs=1.0))
-    used = [event["stage"] for event in metrics(lab) if event["event"] == "stage" and event["verb"] == "reference"]
+    used = [event["stage"] for event in metrics(lab) if event["event"] == "stage" and event["verb"] == "logps"]
     assert len(used) == 3 and used[0] == used[1] != used[2]
     kept = {name for pair in pairs for name in (pair.chosen.id, pair.rejected.id)}
     assert {score.completion_id for score in open_stage(lab.run.path / "stages" / used[0])} == kept
@@ -395,7 +395,7 @@ def test_a_training_set_of_another_kind_is_refused(lab, model, base):
 def test_a_reward_model_is_trained_on_pairs_without_a_reference(lab, model, base):
     pairs = pairs_of(lab, base)
     rewarder = lab.train(model, pairs, BradleyTerry(), SETTINGS)
-    assert not [e for e in metrics(lab) if e["event"] == "stage" and e["verb"] == "reference"]
+    assert not [e for e in metrics(lab) if e["event"] == "stage" and e["verb"] == "logps"]
     scores = lab.score(base, RewardModel(model=rewarder)).scores[-1]
     assert len(scores) == sum(len(group.completions) for group in base) and all(s.value is not None for s in scores)
     demonstrations = lab.select(base, MajorityDemonstrations(k=4, threshold=1), Demonstration)

@@ -190,3 +190,11 @@ def test_masks_at_other_places_are_other_rows():
     masks = [(), (1, 0), (0, 1), (1, 1), (2, 1)]
     rows = [Pair(prompt=PROMPT, chosen=RIGHT, rejected=WRONG, loss_from=mask) for mask in masks]
     assert len({row.id for row in rows}) == len({repr(row) for row in rows}) == len(masks)
+
+
+def test_patch_lengths_are_no_part_of_a_documents_id_and_show_only_where_stored():
+    bare, stored = Document(text="ab"), Document(text="ab", patch_lengths=(1, 2))
+    assert bare.id == stored.id
+    # Stages of given rows are keyed by this text, which must stay what it was before there were patches.
+    assert repr(bare) == f"Document(text='ab', meta={{}}, parents=(), id='{bare.id}')"
+    assert "patch_lengths=(1, 2)" in repr(stored)

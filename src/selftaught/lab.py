@@ -56,11 +56,8 @@ from selftaught.types import Completion, Demonstration, Feedback, Pair, Prompt, 
 
 COMPLETIONS_PER_SHARD = 4096
 _EXAMPLES: dict[type, type] = {
-    Preference: Pair,
-    KTO: Feedback,
-    StepKTO: Feedback,
-    BradleyTerry: Pair,
-    LatentPreference: Pair,
+    **dict.fromkeys((Preference, BradleyTerry, LatentPreference), Pair),
+    **dict.fromkeys((KTO, StepKTO), Feedback),
 }
 """The rows that objectives train on, where only one kind will do."""
 REFERENCE_SETTINGS = ("max_length", "precision", "strategy", "micro_batch_tokens", "tree_rows", "lora")
@@ -143,7 +140,8 @@ class Lab:
         """
         stage = self.stage("select", row_type, selector, groups)
         if not len(stage):
-            reasons = "; ".join(f"{n} x {why}" for why, n in _counts(stage).items()) or "there was no group"
+            left_out = stage.manifest["facts"]["counts"].items()
+            reasons = "; ".join(f"{n} x {why}" for why, n in left_out) or "there was no group"
             raise NothingToTrainOn(
                 f"selection kept none of {len(groups)} groups ({reasons}); all stages are kept in {self.run.path}"
             )
@@ -168,7 +166,7 @@ class Lab:
             raise InputError("KTO's reference point is that of the model before training: leave reference out")
         settings = replace(settings, snapshots="epoch") if dev else settings
         needed = build_objective(objective).needs_reference
-        before = self._reference(reference or model, examples, settings) if needed else None
+        before = self.logps(reference or model, examples, settings) if needed else None
         parents = [examples.key] if before is None else [examples.key, before.key]
         params = {"model": model_key(model), "template": model.template, "objective": objective, "settings": settings}
         if isinstance(objective, LatentPreference):
@@ -186,20 +184,23 @@ class Lab:
             )
             return {"job": job}
 
-        trained = self._artifact("train", TRAIN, params, parents, arguments)
+        trained = self.artifact("train", TRAIN, params, parents, arguments)
         self._copy_training_metrics(trained.path / "metrics.jsonl")
         if dev is None:
             return _trained(model, objective, settings, trained.path / "model")
         epochs = sorted((trained.path / "snapshots").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
         return max((_trained(model, objective, settings, path) for path in epochs), key=dev)
 
-    def _reference(self, model: ModelSpec, examples: Stage, settings: Training) -> Stage:
-        """Return the log-probs of all completions of `examples` under `model`: arms that train on them share it."""
+    def logps(self, model: ModelSpec, rows: Stage, settings: Training) -> Stage:
+        """Return the `Score` of each completion or document of `rows`: its summed log-prob (nats) under `model`.
+
+        Arms that train on the same rows share it. Of `settings` it takes what is named in `REFERENCE_SETTINGS`.
+        """
         relevant = {name: getattr(settings, name) for name in REFERENCE_SETTINGS}
         params = {"model": model_key(model), "template": model.template, **relevant}
-        arguments = {"model": model, "examples": examples.path, "settings": Training(**relevant)}
-        shards = max(1, math.ceil(len(examples) / COMPLETIONS_PER_SHARD))
-        return self._sharded("reference", Score, REFERENCE, params, arguments, [examples], shards)
+        arguments = {"model": model, "examples": rows.path, "settings": Training(**relevant)}
+        shards = max(1, math.ceil(len(rows) / COMPLETIONS_PER_SHARD))
+        return self._sharded("logps", Score, REFERENCE, params, arguments, [rows], shards)
 
     def evaluate(
         self,
@@ -294,7 +295,7 @@ class Lab:
         def arguments(out: Path) -> dict[str, Any]:
             return {"scratch": scratch, "examples": [t.path for t in tables], "out": out, "seed": self.seed}
 
-        made = self._artifact("scratch", SCRATCH, {"scratch": scratch}, [t.key for t in tables], arguments)
+        made = self.artifact("scratch", SCRATCH, {"scratch": scratch}, [t.key for t in tables], arguments)
         return ModelSpec(source=str(made.path))
 
     def adaptive(self, model: ModelSpec, head: Head) -> ModelSpec:
@@ -313,7 +314,7 @@ class Lab:
             return {"model": model, **params, "out": out, "seed": self.seed}
 
         key = {"model": model_key(model), "template": model.template, **params}
-        return str(self._artifact(name, function, key, [], arguments).path)
+        return str(self.artifact(name, function, key, [], arguments).path)
 
     def dev_accuracy(self, task: Task, problems: int, evaluation: Evaluation) -> Callable[[ModelSpec], float]:
         """Return the measure by which `train` chooses an epoch: greedy accuracy on the first dev problems."""
@@ -399,7 +400,7 @@ class Lab:
         self._note(name, stage, cached, parents)
         return stage
 
-    def _artifact(
+    def artifact(
         self,
         name: str,
         function: str,
@@ -407,7 +408,10 @@ class Lab:
         parents: Sequence[str],
         arguments: Callable[[Path], dict[str, Any]],
     ) -> Artifact:
-        """Run a function that fills a directory, on the executor."""
+        """Return the directory that `function` ("module:name") fills, on the executor, when it is first asked for.
+
+        `params` and `parents` (keys) are what it depends on; `arguments` makes its arguments of the directory.
+        """
         key = stage_key(function, 1, params, parents, self.seed)
         found = self.store.get_artifact(key)
         cached = found is not None
@@ -489,10 +493,6 @@ def _head_of(model: ModelSpec) -> str:
 
 def _stage_name(table: Stage | Sequence[Any]) -> str | None:
     return table.path.name if isinstance(table, Stage) else None
-
-
-def _counts(stage: Stage) -> dict[str, int]:
-    return stage.manifest["facts"]["counts"]
 
 
 def _function_name(function: Any) -> str:

@@ -269,6 +269,53 @@ class SeedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyModel:
+    """The model whose next-byte entropies place patches.
+
+    "ngrams" counts n-grams with `context` bytes of context, 0 to 3, and has no other setting. "transformer" is a byte
+    transformer of the given sizes that sees `window` bytes, trained as `training` says; None leaves it random.
+    """
+
+    kind: Literal["ngrams", "transformer"] = "ngrams"
+    context: int = 3
+    layers: int = 2
+    width: int = 96
+    heads: int = 4
+    window: int = 128
+    training: Training | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByteLatent:
+    """A Byte Latent Transformer with random weights. The fields are those of `BltConfig`.
+
+    `patch_size` is the wanted mean of bytes per patch, whatever the rule: rules by entropy get the threshold that gives
+    it (with "both", beside `patching_rise`). "explicit" takes the patches that are stored with the documents.
+    """
+
+    hidden_size: int = 96
+    patch_width: int = 2
+    num_attention_heads: int = 4
+    encoder_layers: int = 1
+    decoder_layers: int = 2
+    num_hidden_layers: int = 3
+    global_attention_heads: int = 4
+    window: int = 512
+    max_position_embeddings: int = 8192
+    encoder_cross_attention: Literal["all", "last", "none"] = "last"
+    decoder_cross_attention: Literal["all", "first", "none"] = "all"
+    pooled_query: bool = True
+    ngram_sizes: tuple[int, ...] = (3, 4, 5)
+    ngram_vocab: int = 8192
+    ngram_table: Literal["hash", "frequency"] = "hash"
+    patching: Literal["entropy", "monotonic", "both", "space", "stride", "byte", "top_k", "explicit"] = "entropy"
+    patching_rise: float = 0.0
+    patch_size: float = 4.0
+    max_patch_length: int | None = None
+    entropy_resets_at_newline: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """Greedy accuracy and, with `k` samples, self-consistency accuracy on `problems` held-out problems.
 

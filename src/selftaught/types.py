@@ -39,16 +39,25 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A text that is neither asked nor answered: pretraining data, a web page, a table."""
+    """A text that is neither asked nor answered: pretraining data, a web page, a table.
+
+    `patch_lengths` are the bytes of each patch, for models that read bytes in patches: one for the symbol that stands
+    before the text, then the bytes of its UTF-8, so they sum to one more than these. Empty where none are stored; they
+    are no part of the id.
+    """
 
     text: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    patch_lengths: tuple[int, ...] = ()
     parents: tuple[str, ...] = ()
     id: str = ""
 
     def __post_init__(self) -> None:
         if not self.id:
             object.__setattr__(self, "id", content_id("document", self.text, self.parents))
+
+    def __repr__(self) -> str:
+        return _repr_without_empty(self, "patch_lengths")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +221,7 @@ class Demonstration:
         _link(self, "demonstration", self.completion, loss_from=self.loss_from)
 
     def __repr__(self) -> str:
-        return _repr_without_empty_mask(self)
+        return _repr_without_empty(self, "loss_from")
 
     def columns(self) -> dict[str, Any]:
         """Return the ecosystem's prompt-completion columns, and `loss_from` where there is one: others ignore it."""
@@ -240,7 +249,7 @@ class Pair:
         _link(self, "pair", self.chosen, self.rejected, loss_from=self.loss_from)
 
     def __repr__(self) -> str:
-        return _repr_without_empty_mask(self)
+        return _repr_without_empty(self, "loss_from")
 
     def columns(self) -> dict[str, Any]:
         """Return the ecosystem's preference columns, and `loss_from` where there is one: others ignore it."""
@@ -273,10 +282,14 @@ class Feedback:
         return row
 
 
-Example = Demonstration | Pair | Feedback
+Answered = Demonstration | Pair | Feedback
+"""Rows about completions of a prompt."""
+
+Example = Answered | Document
+"""Rows that a model is trained on. A document is all target."""
 
 
-def _link(example: Example, kind: str, *completions: Completion, loss_from: tuple[int, ...] = ()) -> None:
+def _link(example: Answered, kind: str, *completions: Completion, loss_from: tuple[int, ...] = ()) -> None:
     ids = [c.id for c in completions]
     if not example.parents:
         object.__setattr__(example, "parents", (example.prompt.id, *ids))
@@ -295,10 +308,10 @@ def _mask_column(example: Demonstration | Pair) -> dict[str, list[int]]:
     return {"loss_from": list(example.loss_from)} if example.loss_from else {}
 
 
-def _repr_without_empty_mask(example: Demonstration | Pair) -> str:
-    # Stages of given rows are keyed by the rows' reprs: an empty mask must not show in them.
-    shown = [f.name for f in fields(example) if f.name != "loss_from" or example.loss_from]
-    return f"{type(example).__qualname__}({', '.join(f'{name}={getattr(example, name)!r}' for name in shown)})"
+def _repr_without_empty(row: Any, later: str) -> str:
+    # Stages of given rows are keyed by the rows' reprs: a field that rows got later must not show in them while empty.
+    shown = [f.name for f in fields(row) if f.name != later or getattr(row, later)]
+    return f"{type(row).__qualname__}({', '.join(f'{name}={getattr(row, name)!r}' for name in shown)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

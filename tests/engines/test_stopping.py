@@ -4,7 +4,8 @@ from tests import architectures
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from selftaught.engines.stopping import StopStrings, decode
+from selftaught.engines.stopping import StopStrings, decode, finished_text
+from selftaught.models.blt import ByteTokenizer
 
 TEXTS = [
     "The answer is 42.\n\nQuestion: how many? Ünïcödé, 日本語 and 🙂 too.",
@@ -85,3 +86,35 @@ def test_sets_that_nobody_uses_are_forgotten_and_numbers_stay() -> None:
     assert stops.sets == {0: (), second: ("b",)}
     assert stops.number(("b",)) == second and stops.number(("a",)) not in (first, second)
     assert stops.cut(second, "xbx") == "x" and stops.cut(0, "xbx") == "xbx"
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"ab", "ab"),
+        ("aé√😀".encode(), "aé√😀"),
+        *(("a😀".encode()[:n], "a") for n in (2, 3, 4)),
+        (b"a\xe0\xa0", "a"),
+        (b"a\xed\x80", "a"),
+        (b"a\xf4\x8f", "a"),
+        (b"a\xff", "a\ufffd"),
+        (b"a\x80", "a\ufffd"),
+        (b"a\xff\xff\xc3", "a\ufffd\ufffd"),
+        (b"a\xed\xa0", "a\ufffd\ufffd"),
+        ("a\ufffd".encode(), "a\ufffd"),
+        (b"", ""),
+    ],
+)
+def test_a_character_of_which_a_part_came_is_no_text(data: bytes, text: str) -> None:
+    tokenizer = ByteTokenizer()
+    assert finished_text(tokenizer, [1, *tokenizer.encode_bytes(data)]) == text
+
+
+def test_a_stop_string_of_bytes_that_are_no_text() -> None:
+    """U+FFFD is reached when a byte cannot become text any more, not inside of one, nor where the tail begins."""
+    tokenizer = ByteTokenizer()
+    finder = StopStrings(tokenizer)
+    number = finder.number(("\ufffd",))
+    ids = tokenizer.encode_bytes("ééééééééééé😀".encode() + b"\xe2\x98z")
+    found = [n for n in range(1, len(ids) + 1) if finder.reached(number, ids[:n])]
+    assert found[0] == len(ids)

@@ -11,11 +11,13 @@ from selftaught.evals.bits_per_byte import (
     bits_per_byte,
     cost_of,
     difference,
+    excess,
     gather,
     per_document,
     pooled,
     rise,
     rise_difference,
+    standard_error,
 )
 from selftaught.evals.intervals import paired_bootstrap
 
@@ -122,6 +124,31 @@ def test_the_rise_under_noise_by_hand():
     assert (spaced.per_original_byte, spaced.per_own_byte) == pytest.approx((1.0, 1 / 7))
     dropped = rise(bits(a=(2, 1), b=(6, 3)), clean)
     assert (dropped.per_original_byte, dropped.per_own_byte) == pytest.approx((0.0, 1.0))
+
+
+@given(costs)
+def test_what_noise_adds_pools_to_the_rise(clean):
+    noised = {name: Cost(cost.nats * 1.5 + 1, cost.bytes + 3) for name, cost in clean.items()}
+    added = excess(noised, clean)
+    assert pooled(added) == pytest.approx(rise(noised, clean).per_original_byte, abs=1e-9)
+    assert {name: cost.bytes for name, cost in added.items()} == {name: cost.bytes for name, cost in clean.items()}
+
+
+def test_the_standard_error_of_equal_documents_is_that_of_their_mean():
+    values = np.random.default_rng(2).normal(2, 0.3, 40)
+    found = standard_error({str(i): Cost(x * BIT * 10, 10) for i, x in enumerate(values)})
+    assert found == pytest.approx(values.std(ddof=1) / 40**0.5)
+    assert np.isnan(standard_error(bits(a=(3, 2))))
+
+
+def test_the_standard_error_is_that_of_drawing_documents_again():
+    source = np.random.default_rng(4)
+    sizes = source.integers(20, 400, 300)
+    nats = sizes * source.normal(1.5, 0.4, 300) + source.normal(0, 5, 300)
+    found = {str(i): Cost(float(n), int(b)) for i, (n, b) in enumerate(zip(nats, sizes, strict=True))}
+    rows = source.integers(0, 300, (4000, 300))
+    drawn = nats[rows].sum(1) / BIT / sizes[rows].sum(1)
+    assert standard_error(found) == pytest.approx(drawn.std(), rel=0.05)
 
 
 def test_a_difference_of_rises_by_hand():

@@ -198,7 +198,7 @@ def test_the_reference_stays_the_initial_model(run, cache):
     assert model_key(initial) == rows(out, "generate", "seed_model", 0)[0].model
     pairs = rows(out, "select", "divpo_prob_online", 2, 1)
     expected = {s.completion_id: s.value for s in reference_logps(initial, pairs, config.training)}
-    used = {s.completion_id: s.value for s in rows(out, "reference", "divpo_prob_online", 2, 1)}
+    used = {s.completion_id: s.value for s in rows(out, "logps", "divpo_prob_online", 2, 1)}
     assert used == pytest.approx(expected, abs=1e-5)
 
 

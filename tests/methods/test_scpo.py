@@ -195,7 +195,7 @@ def test_each_round_starts_from_the_last_and_takes_it_as_its_reference(tiny_run:
     pairs, settings = rows(tiny_run, "select", "scpo", 2), tiny.config().training
     stored = {s.completion_id: s.value for s in reference_logps(before, pairs, settings)}
     seed = {s.completion_id: s.value for s in reference_logps(ModelSpec(source=str(seed_model)), pairs, settings)}
-    used = {s.completion_id: s.value for s in rows(tiny_run, "reference", "scpo", 2)}
+    used = {s.completion_id: s.value for s in rows(tiny_run, "logps", "scpo", 2)}
     assert not (second / "files" / "reference").exists(), "it was computed again"
     assert used == pytest.approx(stored, abs=1e-5)
     assert used != pytest.approx(seed, abs=1e-2)

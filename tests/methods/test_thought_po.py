@@ -248,7 +248,7 @@ def test_a_loss_on_responses_only_trains_on_the_same_pairs_without_their_thought
         for completion, begin in zip((pair.chosen, pair.rejected), pair.loss_from, strict=True):
             parts = split(THINK, completion)
             assert completion.text[begin:] == (completion.text if parts.error else parts.response)
-    (scores,) = tiny.stages_of(tmp_path / "run", "reference", "a", 1)
+    (scores,) = tiny.stages_of(tmp_path / "run", "logps", "a", 1)
     assert {s.span for s in open_stage(scores) if s.completion_id == masked[0].chosen.id} == {
         (masked[0].loss_from[0], len(masked[0].chosen.text))
     }

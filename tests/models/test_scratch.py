@@ -9,7 +9,7 @@ from selftaught.models.scratch import build_scratch, scratch_model, train_tokeni
 from selftaught.specs import Scratch
 from selftaught.store.stage import Store
 from selftaught.tasks.task import demonstrate
-from selftaught.types import Demonstration, Prompt
+from selftaught.types import Demonstration, Document, Prompt
 
 TEXTS = ["a=7;b=a*5;b?", "b=7*5=5\n#### 5"]
 SMALL = Scratch(layers=2, width=16, heads=2, context=32)
@@ -87,6 +87,14 @@ def test_a_stage_of_demonstrations_becomes_a_model_that_opens(tmp_path):
     assert tokenizer.get_vocab() == CHAR.get_vocab()
     assert model.get_input_embeddings().weight.shape == (len(CHAR), 16)
     assert tokenizer(TEXTS[0])["input_ids"] == CHAR(TEXTS[0])["input_ids"]
+
+
+def test_a_stage_of_documents_gives_the_same_tokenizer_as_the_texts_themselves(tmp_path):
+    with Store(tmp_path).writer("documents", "k" * 24, Document) as writer:
+        writer.write(0, [Document(text=text) for text in TEXTS])
+        stage = writer.commit()
+    build_scratch(scratch=SMALL, examples=[stage.path], out=tmp_path / "model", seed=0)
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab() == train_tokenizer(SMALL, TEXTS).get_vocab()
 
 
 @pytest.mark.parametrize(

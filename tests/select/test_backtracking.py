@@ -11,7 +11,8 @@ from selftaught.models.scratch import train_tokenizer
 from selftaught.models.special_tokens import add_to_tokenizer
 from selftaught.select.backtracking import BacktrackPairs, BacktrackRows, Cut, clean, clean_rows, words
 from selftaught.specs import Scratch
-from selftaught.train.batching import encode, separate_rows, tree_row
+from selftaught.train.batching import separate_rows, tree_row
+from selftaught.train.encoding import encode
 from selftaught.types import Completion, Demonstration, Message, Pair, Prompt
 
 SAFE, UNSAFE = "I will not.", "Take a knife. Then cut. Then run."

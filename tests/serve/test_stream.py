@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from selftaught.engines.rows import Event
 from selftaught.engines.stopping import decode
-from selftaught.serve.stream import SampleStream, standing, token_list
+from selftaught.models.blt import ByteTokenizer
+from selftaught.serve.stream import SampleStream, TokenTexts, standing, token_list
 
 
 def bytes_tokenizer() -> PreTrainedTokenizerFast:
@@ -101,6 +102,24 @@ def test_a_decoder_that_rewrites_what_it_said_is_corrected_at_the_end() -> None:
 _steps = st.lists(st.one_of(st.text(max_size=4), st.integers(1, 9)), max_size=12)
 
 
+def test_bytes_that_are_no_text_do_not_wait_for_ever() -> None:
+    """Nor is each decoded again with all before it: what a step decodes does not grow."""
+    tokenizer, decoded = ByteTokenizer(), []
+
+    class Counting:
+        def decode(self, ids: list[int], **options: object) -> str:
+            decoded.append(len(ids))
+            return tokenizer.decode(ids, **options)
+
+    data = b"a" + b"\xff\xe2\x98" * 60 + "é".encode()
+    texts, shown = TokenTexts(Counting()), []
+    for number in tokenizer.encode_bytes(data):
+        texts.push(number)
+        shown.append(len(texts.text))
+    assert texts.text == data.decode("utf-8", "replace")
+    assert all(n - 25 < 1.5 * length + 1 for n, length in enumerate(shown)) and max(decoded) < 70
+
+
 @given(_steps, st.sampled_from([(), ("b",), ("ab", "é"), ("aab", "😀a")]), st.data())
 def test_what_was_told_adds_up(steps: list, stop: tuple[str, ...], data: st.DataObject) -> None:
     """Random texts and retractions, told at random moments."""
@@ -127,9 +146,9 @@ def test_what_was_told_adds_up(steps: list, stop: tuple[str, ...], data: st.Data
     assert screen.text == final and len(screen.tokens) == len(ids)
 
 
-@pytest.mark.parametrize("tokenizer", [BYTES, architectures.tokenizer()])
+@pytest.mark.parametrize("tokenizer", [BYTES, architectures.tokenizer(), ByteTokenizer()])
 def test_token_texts_join_to_the_text(tokenizer) -> None:
-    ids = [*tokenizer("abc 12\nzé")["input_ids"], tokenizer.eos_token_id]
+    ids = [*tokenizer("abc 12\nzé", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     tokens = token_list(tokenizer, ids, [-1.0] * len(ids))
     assert "".join(t.text for t in tokens) == decode(tokenizer, ids)
     assert tokens[-1].text == "" and [t.offset for t in tokens[:4]] == [0, 1, 2, 3]

@@ -52,6 +52,7 @@ def every_type(text: str) -> list[object]:
     steps = ((0, 1, True), (1, 3, False))
     return [
         Document(text=text, meta=meta, parents=(text,)),
+        Document(text=text, patch_lengths=(1, 2**31 - 1, 3)),
         Document(text=text),
         prompt,
         bare_prompt,

@@ -6,10 +6,17 @@ import pytest
 from tests.store.samples import prompts
 
 from selftaught.errors import InputError
-from selftaught.store.datafiles import read_demonstrations, read_feedback, read_pairs, read_prompts
+from selftaught.store.datafiles import (
+    holds_documents,
+    read_demonstrations,
+    read_documents,
+    read_feedback,
+    read_pairs,
+    read_prompts,
+)
 from selftaught.store.schema import to_table
 from selftaught.store.stage import Store
-from selftaught.types import Completion, Demonstration, Feedback, Message, Pair, Prompt
+from selftaught.types import Completion, Demonstration, Document, Feedback, Message, Pair, Prompt
 
 
 def save(path: Path, *rows: object) -> Path:
@@ -192,3 +199,22 @@ def test_bad_context_is_named(tmp_path: Path, loss_from: list) -> None:
         list(read_pairs(path))
     with pytest.raises(InputError, match="line 1: 'loss_from' = 3 is a whole number; it must be a list"):
         list(read_pairs(save(tmp_path / "b.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b", "loss_from": 3})))
+
+
+def test_texts_are_documents(tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "né", "domain": "d"}\n{"text": "b"}\n', encoding="utf-8")
+    assert holds_documents(file)
+    assert list(read_documents(file)) == [Document(text="né", meta={"domain": "d"}), Document(text="b")]
+    assert len(list(read_documents(file, limit=1))) == 1
+    with Store(tmp_path).writer("documents", "0" * 24, Document) as writer:
+        writer.write(0, [Document(text="a", patch_lengths=(1, 1))])
+        stage = writer.commit()
+    assert holds_documents(stage.path)
+    assert list(read_documents(stage.path)) == [Document(text="a", patch_lengths=(1, 1))]
+
+
+def test_demonstrations_are_no_documents(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b", "text": "c"}\n', encoding="utf-8")
+    assert not holds_documents(file)

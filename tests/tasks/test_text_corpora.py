@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.worlds import shared_data
 
 from selftaught.errors import InputError
-from selftaught.tasks.text_corpora import SAMPLE, TextCorpus, cut, split_of, windows
+from selftaught.tasks.text_corpora import SAMPLE, TextCorpus, WindowDocuments, cut, split_of, windows
 from selftaught.types import Document
 
 SPLITS = ("train", "dev", "test")
@@ -206,6 +206,18 @@ def test_windows_are_lazy():
             yield Document(text="abcdef")
 
     assert [w.data for w in islice(windows(endless(), 4), 3)] == [b"abcd", b"ef", b"abcd"]
+
+
+def test_windows_as_documents_have_their_place_and_ids_of_their_own():
+    source = Document(text="naïve naïve ", meta={"domain": "d"})
+    found = list(WindowDocuments(length=7)([source], Counter()))
+    assert [d.text for d in found] == ["naïve ", "naïve "]
+    assert [d.meta for d in found] == [{"domain": "d", "start": 0}, {"domain": "d", "start": 7}]
+    assert {d.parents for d in found} == {(source.id,)}
+    assert len({d.id for d in found}) == 2
+    assert found[0].id != next(WindowDocuments(length=8)([source], Counter())).id
+    with pytest.raises(InputError, match="windows of 3 bytes would split characters"):
+        WindowDocuments(length=3)
 
 
 def test_the_real_corpus():

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tests import architectures
+from tests import architectures, byte_models
 
 from selftaught.models.adaptive_decoder import AdaptiveHead, save_head
 from selftaught.specs import Adaptive, Choice, Head, LatentPreference, ModelSpec, Preference, Training
-from selftaught.train.batching import Encoded, completions_of, encode
+from selftaught.train.encoding import Encoded, completions_of, encode
 from selftaught.train.loop import TrainJob
 from selftaught.types import Completion, Demonstration, Feedback, Pair, Prompt
 
@@ -58,6 +58,12 @@ def save_model(out: Path, family: str = "llama") -> ModelSpec:
     architectures.model(family).save_pretrained(out)
     architectures.tokenizer().save_pretrained(out)
     return ModelSpec(source=str(out))
+
+
+def byte_model(model: ModelSpec) -> ModelSpec:
+    """Return a Byte Latent Transformer that lies in a directory of `model`."""
+    path = Path(model.source) / "bytes"
+    return ModelSpec(source=str(path)) if path.is_dir() else byte_models.save(byte_models.blt_with_transformer(), path)
 
 
 def settings(**changes: Any) -> Training:

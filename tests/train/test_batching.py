@@ -11,9 +11,7 @@ from tests.train import samples
 from selftaught.errors import InputError
 from selftaught.train.batching import (
     Batcher,
-    Encoded,
     collate,
-    encode,
     make_items,
     micro_batches,
     separate_rows,
@@ -21,6 +19,7 @@ from selftaught.train.batching import (
     tree_row,
     with_reference,
 )
+from selftaught.train.encoding import Encoded, encode
 from selftaught.types import Completion, Demonstration, Pair, Prompt
 
 EXAMPLE = Encoded(

@@ -24,9 +24,9 @@ from selftaught.models.decoding import FILE, open_spec
 from selftaught.models.load import load_model, tokenizer_fingerprint
 from selftaught.objectives import Choices, build_objective
 from selftaught.specs import Adaptive, Choice, Head, LatentPreference, Lora, ModelSpec
-from selftaught.train.batching import Encoded
 from selftaught.train.choices import HeadChoices, choice_items
 from selftaught.train.distributed import Ranks
+from selftaught.train.encoding import Encoded
 from selftaught.train.loop import train
 from selftaught.train.setup import prepare_choices
 from selftaught.train.update import Updater

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests import byte_models
 from tests.train import samples
 
-from selftaught.specs import BradleyTerry, Lora, ModelSpec, StepKTO
+from selftaught.specs import SFT, BradleyTerry, Lora, ModelSpec, StepKTO
 from selftaught.train.distributed import Ranks, join_ranks
 from selftaught.train.loop import train
 
@@ -23,6 +24,7 @@ def model(tmp_path_factory) -> ModelSpec:
     for level, _ in samples.HEAD_LOSSES:
         # Here, because both processes would write it.
         samples.with_head(made, level)
+    samples.byte_model(made)
     return made
 
 
@@ -60,6 +62,18 @@ def assert_same(found: Path, expected: Path, tolerance: float) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_give_what_one_gives(model, two, strategy, tmp_path):
     assert_same(two / strategy, one(model, tmp_path, snapshots="epoch"), 1e-4)
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("bytes", 1e-4), ("bytes-bf16", 0.1)])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_byte_models_on_documents_keep_their_entropy_model(model, two, strategy, name, tolerance, tmp_path):
+    source = samples.byte_model(model)
+    settings = samples.settings(precision="bf16" if "bf16" in name else "fp32", max_steps=3)
+    train(samples.job(source, tmp_path, examples=byte_models.documents(9), objective=SFT(), settings=settings))
+    assert_same(two / f"{strategy}-{name}", tmp_path, tolerance)
+    before, after = samples.weights(Path(source.source)), samples.weights(two / f"{strategy}-{name}" / "model")
+    entropy = [key for key in before if ".entropy_model." in key]
+    assert entropy and all(torch.equal(before[key], after[key]) for key in entropy)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -15,7 +15,8 @@ from selftaught.errors import InputError
 from selftaught.functional.nll import sequence_sums
 from selftaught.specs import KTO, ObjectiveSpec, StepKTO
 from selftaught.store.stage import Store
-from selftaught.train.batching import Item, as_steps, collate, encode, make_items, reference_key, with_reference
+from selftaught.train.batching import Item, collate, make_items, with_reference
+from selftaught.train.encoding import as_steps, encode, reference_key
 from selftaught.train.examples import for_objective
 from selftaught.train.forward import TargetLogps
 from selftaught.train.loop import train

@@ -18,8 +18,9 @@ from selftaught.models.load import load_model, tokenizer_fingerprint
 from selftaught.objectives import build_objective
 from selftaught.scorers.reward_model import RewardModel
 from selftaught.specs import SFT, BradleyTerry, Lora, ModelSpec, Preference
-from selftaught.train.batching import Encoded, Item, collate, encode
+from selftaught.train.batching import Item, collate
 from selftaught.train.distributed import Ranks
+from selftaught.train.encoding import Encoded, encode
 from selftaught.train.loop import train
 from selftaught.train.rewards import choose_pad_id, preview_rewards, reward_items
 from selftaught.train.setup import prepare_rewards

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 import torch
+from tests import byte_models
 from tests.train import samples
 
-from selftaught.specs import BradleyTerry, Lora, ModelSpec, StepKTO
+from selftaught.specs import SFT, BradleyTerry, Lora, ModelSpec, StepKTO
 from selftaught.train.loop import train
 from selftaught.train.update import Updater
 
@@ -55,6 +56,10 @@ def main() -> None:
         train(samples.job(model, root / f"{strategy}-feedback", settings=halves, **told))
         rewarded = {"examples": pairs, "objective": BradleyTerry()}
         train(samples.job(model, root / f"{strategy}-rewards", settings=halves, **rewarded))
+        read = {"examples": byte_models.documents(9), "objective": SFT()}
+        for name, precision in (("bytes", "fp32"), ("bytes-bf16", "bf16")):
+            halves = samples.settings(strategy=strategy, precision=precision, micro_batch_tokens=60, max_steps=3)
+            train(samples.job(samples.byte_model(model), root / f"{strategy}-{name}", settings=halves, **read))
     for level, objective in samples.HEAD_LOSSES:
         decided = {"examples": samples.chosen_pairs(9, level), "objective": objective}
         halves = samples.settings(micro_batch_tokens=40)

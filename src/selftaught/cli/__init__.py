@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from selftaught import __version__
-from selftaught.cli import judge, runs, serve, verbs
+from selftaught.cli import judge, patches, runs, serve, verbs
 from selftaught.errors import InputError, SelftaughtError
 
 INTERRUPTED = 130
@@ -51,4 +51,5 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_commands(commands)
     judge.add_commands(commands)
     serve.add_commands(commands)
+    patches.add_commands(commands)
     return parser

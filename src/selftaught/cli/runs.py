@@ -116,7 +116,8 @@ def _plan(method: Method, config: Any, processes: int) -> str:
     works = method.plan(config)
     if config.model is None:
         size, device = scratch_parameters(config.seed_model.scratch), CPU
-        works = seed_model_plan(config.seed_model, config.evaluation.max_tokens) + works
+        if config.seed_model.phases:
+            works = seed_model_plan(config.seed_model, config.evaluation.max_tokens) + works
     else:
         from selftaught.models.load import count_parameters
 

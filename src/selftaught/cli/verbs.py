@@ -227,9 +227,15 @@ def _train_settings(name: str) -> Any:
 
 def _examples(lab: "Lab", arguments) -> "Stage":
     """Return the examples to train on: those that `select` kept in a directory, a stage, or the rows of a file."""
-    from selftaught.store.datafiles import read_demonstrations, read_feedback, read_pairs
+    from selftaught.store.datafiles import (
+        holds_documents,
+        read_demonstrations,
+        read_documents,
+        read_feedback,
+        read_pairs,
+    )
     from selftaught.store.run import RunDirectory
-    from selftaught.types import Demonstration, Feedback, Pair
+    from selftaught.types import Demonstration, Document, Feedback, Pair
 
     data = RunDirectory(arguments.data).read_selection() if (arguments.data / "stages").is_dir() else arguments.data
     kinds: dict[str, tuple[type, Any]] = {
@@ -238,6 +244,8 @@ def _examples(lab: "Lab", arguments) -> "Stage":
         "step_kto": (Feedback, read_feedback),
     }
     row_type, read = kinds.get(arguments.objective, (Pair, read_pairs))
+    if arguments.objective == "sft" and holds_documents(data):
+        row_type, read = Document, read_documents
     return lab.stage("examples", row_type, list(read(data, arguments.limit)))
 
 

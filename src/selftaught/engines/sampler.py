@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from selftaught.engines.policy import Draw, Policy, SoftmaxPolicy
 from selftaught.engines.rows import Event, Output, Request, Seats
-from selftaught.engines.stopping import StopStrings, decode
+from selftaught.engines.stopping import StopStrings, finished_text
 from selftaught.errors import InputError
 from selftaught.models.decodable import Decodable
 from selftaught.models.load import tokenizer_fingerprint
@@ -268,7 +268,7 @@ class Sampler:
         ids = self._seats.standing(seat)
         if ids and ids[-1] in self._stop_ids:
             ids.pop()
-        text = self._stops.cut(int(self._seats.stop_set[seat]), decode(self.tokenizer, ids))
+        text = self._stops.cut(int(self._seats.stop_set[seat]), finished_text(self.tokenizer, ids))
         return self._event("done", seat, output=self._seats.output(seat, text, "stop" if stopped else "length"))
 
     def _event(self, kind: Literal["token", "retract", "done"], seat: int, **fields: Any) -> Event:
@@ -304,11 +304,9 @@ def default_slots(model: PreTrainedModel, columns: int = 512) -> int:
         columns: positions a row is expected to store.
     """
     weight = next(model.parameters())
-    text = model.config.get_text_config()
-    heads = getattr(text, "num_attention_heads", 1)
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    key_heads = getattr(text, "num_key_value_heads", None) or heads
-    row = 2 * text.num_hidden_layers * key_heads * head_dim * columns * weight.element_size()
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    values = base.cached_per_position if hasattr(base, "cached_per_position") else _keys_and_values(model)
+    row = values * columns * weight.element_size()
     if weight.device.type == "cuda":
         wanted, memory = 256, torch.cuda.get_device_properties(weight.device).total_memory
     else:
@@ -316,6 +314,15 @@ def default_slots(model: PreTrainedModel, columns: int = 512) -> int:
         wanted = next(slots for limit, slots in CPU_SLOTS if parameters < limit)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(8, min(wanted, memory // 4 // row // 8 * 8))
+
+
+def _keys_and_values(model: PreTrainedModel) -> int:
+    """Return how many numbers a transformer keeps of each position."""
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_attention_heads", 1)
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    return 2 * text.num_hidden_layers * key_heads * head_dim
 
 
 def check_fits(name: str, tokens: int, context: int | None) -> None:

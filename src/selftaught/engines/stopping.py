@@ -6,6 +6,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+HALF = "\ufffd"
+"""What a decoder writes for bytes that are no text, or not yet."""
+CHARACTER = 4
+"""Bytes of the longest character in UTF-8."""
+
 _pieces: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
 
@@ -54,6 +59,10 @@ class StopStrings:
         # A token may hold as little as one byte of text, and special tokens hold none.
         tail = ids[-(2 * max(len(s.encode()) for s in stop) + 8) :]
         text = decode(self.tokenizer, tail)
+        if HALF in text and any(HALF in s for s in stop):
+            # A character of which a part has come is not what was asked for, at the end or where the tail begins.
+            text = finished_text(self.tokenizer, tail)
+            text = text.lstrip(HALF) if len(tail) < len(ids) else text
         return any(s in text for s in stop)
 
     def cut(self, number: int, text: str) -> str:
@@ -67,6 +76,22 @@ def decode(tokenizer: Any, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+def finished_text(tokenizer: Any, ids: list[int]) -> str:
+    """Return the text of `ids` to which nothing will be added: without a character of which only a part has come.
+
+    Bytes that no others could have made a character stay U+FFFD.
+    """
+    text = decode(tokenizer, ids)
+    if not text.endswith(HALF):
+        return text
+    tail = ids[-2 * CHARACTER :]
+    length = len(decode(tokenizer, tail))
+    parts = (i for i, piece in enumerate(_vocabulary_pieces(tokenizer)) if piece == HALF)
+    # What is whole, or no text at all, stays as it is before one byte more: that shows as another U+FFFD.
+    waits = any(len(decode(tokenizer, [*tail, i])) <= length for i in parts)
+    return text[:-1] if waits else text
+
+
 def _vocabulary_pieces(tokenizer: Any) -> list[str]:
     """Return each token's text in the middle of a line: a token on its own may lose its leading space."""
     if tokenizer not in _pieces:
@@ -78,6 +103,6 @@ def _vocabulary_pieces(tokenizer: Any) -> list[str]:
 
 def _could_end(piece: str, stop: tuple[str, ...]) -> bool:
     # A token that holds part of a character shows as U+FFFD; it could be part of anything.
-    if "�" in piece:
+    if HALF in piece:
         return True
     return any(s in piece or any(s.endswith(piece[:n]) for n in range(1, len(piece) + 1)) for s in stop)

@@ -1,6 +1,7 @@
 """Rolling polynomial hashes of byte n-grams (Byte Latent Transformer, arXiv 2412.09871, section 3.2.1)."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -44,4 +45,15 @@ def next_ngram_hashes(recent: Tensor, sizes: Sequence[int], prime: int = PRIME) 
 
     The same numbers as the last column of `ngram_hashes`, when M is at least the largest size (or all there is).
     """
-    return ngram_hashes(recent[:, -sizes[-1] :], sizes, prime=prime)[:, -1]
+    recent = recent[:, -sizes[-1] :]
+    powers = _powers(tuple(sizes), prime)[sizes[-1] - recent.shape[1] :].to(recent.device)
+    return (recent[:, :, None] * powers).sum(1)
+
+
+@lru_cache
+def _powers(sizes: tuple[int, ...], prime: int) -> Tensor:
+    """Return what a byte counts in the hash of each size, oldest byte first: [largest size, len(sizes)] int64."""
+    largest = sizes[-1]
+    # The newest byte counts a^(n-1), the oldest of its n bytes 1, and those before it nothing.
+    rows = [[pow(prime, n - largest + i, 2**64) if n - largest + i >= 0 else 0 for n in sizes] for i in range(largest)]
+    return torch.tensor([[x - (x >> 63 << 64) for x in row] for row in rows])

@@ -18,6 +18,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+# Makes the Auto classes know what this package's own models are called.
+import selftaught.models.blt  # noqa: F401
 from selftaught.errors import InputError
 from selftaught.models.endpoint import is_endpoint, parse_endpoint
 from selftaught.specs import ModelSpec

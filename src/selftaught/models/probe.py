@@ -24,10 +24,13 @@ logger = logging.getLogger(__name__)
 def open_decodable(model: PreTrainedModel, slots: int, share: bool = True) -> Decodable:
     """Return the fastest `Decodable` over `model` whose logits agree with the model's own.
 
-    Tried in turn: our attention (with shared prompts where `share` is set), the model's attention over our cache with
-    4D masks and copied prompts, no cache at all. Logs one line where the first does not hold.
+    A model that has a method `decodable` is asked for its own. Else, tried in turn: our attention (with shared prompts
+    where `share` is set), the model's attention over our cache with 4D masks and copied prompts, no cache at all. Logs
+    one line where the first does not hold.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if hasattr(base, "decodable"):
+        return base.decodable(slots)
     own_attention, reason = _choose(_Architecture(type(base), base.config))
     if reason:
         logger.warning("%s: %s", type(base).__name__, reason)

@@ -13,14 +13,22 @@ from selftaught.errors import InputError
 from selftaught.models.load import quiet_loading
 from selftaught.specs import Scratch
 from selftaught.store.stage import open_stage
+from selftaught.types import Document
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
 
 def build_scratch(*, scratch: Scratch, examples: Sequence[Path], out: Path, seed: int) -> None:
-    """Fill `out` with a tokenizer trained on stages of demonstrations and a model with weights drawn from `seed`."""
+    """Fill `out` with a tokenizer trained on stages and a model with weights drawn from `seed`.
+
+    The stages hold demonstrations, or documents.
+    """
+    stages = [open_stage(path) for path in examples]
     columns = (
-        column for path in examples for batch in open_stage(path).columns("prompt", "completion") for column in batch
+        column
+        for stage in stages
+        for batch in stage.columns(*(("text",) if stage.row_type is Document else ("prompt", "completion")))
+        for column in batch
     )
     texts = list(chain.from_iterable(columns))
     quiet_loading()

@@ -15,9 +15,22 @@ INTERMEDIATE = ("intermediate_size", "n_inner", "moe_intermediate_size", "shared
 def shrunken(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """Return a float32 model of this class and configuration with one layer of each kind, few heads and a short window.
 
+    A configuration that has a method `small_copy` says itself what that is.
+
     Raises:
         Exception: whatever the architecture raises when its sizes do not fit one another.
     """
+    small = config.small_copy() if hasattr(config, "small_copy") else _small_copy(config)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = model_class._from_config(small, dtype=torch.float32)
+        for parameter in model.parameters():
+            # Initial weights are so small that a wrong mask would hardly show.
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def _small_copy(config: PreTrainedConfig) -> PreTrainedConfig:
     small = copy.deepcopy(config)
     text: Any = small.get_text_config()
     kinds = list(dict.fromkeys(getattr(text, "layer_types", None) or ()))
@@ -34,13 +47,7 @@ def shrunken(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Pr
     text.vocab_size = VOCABULARY
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, name, None)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        model = model_class._from_config(small, dtype=torch.float32)
-        for parameter in model.parameters():
-            # Initial weights are so small that a wrong mask would hardly show.
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
+    return small
 
 
 def _shrink_heads(text: Any) -> None:

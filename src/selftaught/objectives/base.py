@@ -43,7 +43,8 @@ class Batch:
     Completions of one example lie side by side, so completion c of example e is e * C + c. Targets are (source, target
     id) pairs: the token at flat input index `sources[i]` predicts `targets[i]`, which belongs to completion `owner[i]`.
 
-    `inputs` are the model's keyword arguments; `layout` says how packed inputs split into rows for attention, None
+    `inputs` are the model's keyword arguments, `patch_lengths` [rows, P] (padded with 0) among them where the rows have
+    them stored; `layout` says how packed inputs split into rows for attention, None
     for ordinary padded rows. `example_weights` and `target_count` are the host's copies, for counts that are known
     before the forward pass.
 

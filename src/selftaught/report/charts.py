@@ -60,13 +60,13 @@ def line_chart(
     parts = [*_axes(frame, x_label, whole_x=whole)]
     if reference:
         y = frame.down(reference[1])
-        mark = _tag("title", f"{reference[0]}: {plain(reference[1])}")
-        parts.append(_tag("line", mark, class_="reference", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
+        mark = tag("title", f"{reference[0]}: {plain(reference[1])}")
+        parts.append(tag("line", mark, class_="reference", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
     for index, line in enumerate(lines):
         # dots of several arms at one round would hide each other's error bars
-        shift = 5 * (index - (len(lines) - 1) / 2) if few else 0.0
+        shift = 5 * (index - (len(lines) - 1) / 2) if few and whole else 0.0
         parts.extend(_curve(frame, line, shift, dots=few))
-    return _svg(title, parts, WIDTH, HEIGHT)
+    return svg(title, parts, WIDTH, HEIGHT)
 
 
 def interval_bar(
@@ -79,12 +79,12 @@ def interval_bar(
         return 8 + (width - 16) * _fraction(value, limits)
 
     parts = [
-        _tag("line", class_="mark", x1=across(mark), x2=across(mark), y1=2, y2=height - 2),
-        _tag("line", class_="whisker", x1=across(low), x2=across(high), y1=height / 2, y2=height / 2),
-        *(_tag("line", class_="whisker", x1=across(v), x2=across(v), y1=9, y2=height - 9) for v in (low, high)),
-        _tag("circle", class_="mean", cx=across(mean), cy=height / 2, r=4.5),
+        tag("line", class_="mark", x1=across(mark), x2=across(mark), y1=2, y2=height - 2),
+        tag("line", class_="whisker", x1=across(low), x2=across(high), y1=height / 2, y2=height / 2),
+        *(tag("line", class_="whisker", x1=across(v), x2=across(v), y1=9, y2=height - 9) for v in (low, high)),
+        tag("circle", class_="mean", cx=across(mean), cy=height / 2, r=4.5),
     ]
-    return _svg(title, parts, width, height)
+    return svg(title, parts, width, height)
 
 
 def dot_chart(title: str, rows: Sequence[tuple[str, float, float | None, int]], x_label: str) -> Markup:
@@ -102,20 +102,18 @@ def dot_chart(title: str, rows: Sequence[tuple[str, float, float | None, int]], 
     parts = []
     for value in ticks(*limits, most=6):
         x = across(value)
-        parts.append(_tag("line", class_="grid", x1=x, x2=x, y1=TOP, y2=height - BOTTOM))
-        parts.append(_tag("text", _short(value), class_="tick", x=x, y=height - BOTTOM + 16, text_anchor="middle"))
-    parts.append(
-        _tag("text", x_label, class_="label", x=(left + WIDTH - RIGHT) / 2, y=height - 5, text_anchor="middle")
-    )
+        parts.append(tag("line", class_="grid", x1=x, x2=x, y1=TOP, y2=height - BOTTOM))
+        parts.append(tag("text", _short(value), class_="tick", x=x, y=height - BOTTOM + 16, text_anchor="middle"))
+    parts.append(tag("text", x_label, class_="label", x=(left + WIDTH - RIGHT) / 2, y=height - 5, text_anchor="middle"))
     for index, (label, mean, error, colour) in enumerate(rows):
         y = TOP + step * (index + 0.5)
-        parts.append(_tag("text", _clipped(label, 19), class_="name", x=left - 10, y=y + 4, text_anchor="end"))
+        parts.append(tag("text", _clipped(label, 19), class_="name", x=left - 10, y=y + 4, text_anchor="end"))
         if error:
             ends_x = across(mean - error), across(mean + error)
-            parts.append(_tag("line", class_=f"error s{colour % COLOURS}", x1=ends_x[0], x2=ends_x[1], y1=y, y2=y))
-        mark = _tag("title", f"{label}: {plain(mean)}" + (f" ± {plain(error)}" if error else ""))
-        parts.append(_tag("circle", mark, class_=f"dot s{colour % COLOURS}", cx=across(mean), cy=y, r=5))
-    return _svg(title, parts, WIDTH, height)
+            parts.append(tag("line", class_=f"error s{colour % COLOURS}", x1=ends_x[0], x2=ends_x[1], y1=y, y2=y))
+        mark = tag("title", f"{label}: {plain(mean)}" + (f" ± {plain(error)}" if error else ""))
+        parts.append(tag("circle", mark, class_=f"dot s{colour % COLOURS}", cx=across(mean), cy=y, r=5))
+    return svg(title, parts, WIDTH, height)
 
 
 def share_bar(shares: Sequence[tuple[str, float]]) -> Markup:
@@ -126,11 +124,11 @@ def share_bar(shares: Sequence[tuple[str, float]]) -> Markup:
     width, height, at, parts = 160, 10, 0.0, []
     for index, (label, count) in enumerate(shares):
         length = width * count / total
-        mark = _tag("title", f"{label}: {plain(count)}")
+        mark = tag("title", f"{label}: {plain(count)}")
         name = "kept" if index == 0 else f"dropped d{(index - 1) % 4}"
-        parts.append(_tag("rect", mark, class_=name, x=at, y=0, width=length, height=height))
+        parts.append(tag("rect", mark, class_=name, x=at, y=0, width=length, height=height))
         at += length
-    return _svg(", ".join(f"{label} {plain(count)}" for label, count in shares), parts, width, height)
+    return svg(", ".join(f"{label} {plain(count)}" for label, count in shares), parts, width, height)
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -153,17 +151,17 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 def _axes(frame: Frame, x_label: str, *, whole_x: bool) -> Iterator[Markup]:
     for value in ticks(*frame.y, most=6):
         y = frame.down(value)
-        yield _tag("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y)
-        yield _tag("text", _short(value), class_="tick", x=LEFT - 8, y=y + 4, text_anchor="end")
+        yield tag("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y)
+        yield tag("text", _short(value), class_="tick", x=LEFT - 8, y=y + 4, text_anchor="end")
     for value in ticks(*frame.x, most=7):
         if whole_x and value != int(value):
             continue
         x = frame.across(value)
-        yield _tag("line", class_="axis", x1=x, x2=x, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 4)
-        yield _tag("text", _short(value), class_="tick", x=x, y=HEIGHT - BOTTOM + 17, text_anchor="middle")
+        yield tag("line", class_="axis", x1=x, x2=x, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 4)
+        yield tag("text", _short(value), class_="tick", x=x, y=HEIGHT - BOTTOM + 17, text_anchor="middle")
     base = HEIGHT - BOTTOM
-    yield _tag("line", class_="axis", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base)
-    yield _tag("text", x_label, class_="label", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 5, text_anchor="middle")
+    yield tag("line", class_="axis", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base)
+    yield tag("text", x_label, class_="label", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 5, text_anchor="middle")
 
 
 def _curve(frame: Frame, line: Line, shift: float, *, dots: bool) -> Iterator[Markup]:
@@ -172,16 +170,16 @@ def _curve(frame: Frame, line: Line, shift: float, *, dots: bool) -> Iterator[Ma
     places = [(frame.across(p.x) + shift, frame.down(p.y)) for p in points]
     if len(places) > 1:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        yield _tag("polyline", _tag("title", line.label), class_=style, points=path)
+        yield tag("polyline", tag("title", line.label), class_=style, points=path)
     if not dots:
         return
     for point, (x, y) in zip(points, places, strict=True):
         if point.stderr:
             ends = frame.down(point.y - point.stderr), frame.down(point.y + point.stderr)
-            yield _tag("line", class_=f"error s{line.colour % COLOURS}", x1=x, x2=x, y1=ends[0], y2=ends[1])
+            yield tag("line", class_=f"error s{line.colour % COLOURS}", x1=x, x2=x, y1=ends[0], y2=ends[1])
         error = f" ± {plain(point.stderr)}" if point.stderr else ""
-        mark = _tag("title", f"{line.label} at {plain(point.x)}: {plain(point.y)}{error}")
-        yield _tag("circle", mark, class_=f"dot s{line.colour % COLOURS}", cx=x, cy=y, r=3.6)
+        mark = tag("title", f"{line.label} at {plain(point.x)}: {plain(point.y)}{error}")
+        yield tag("circle", mark, class_=f"dot s{line.colour % COLOURS}", cx=x, cy=y, r=3.6)
 
 
 def _padded(values: Iterable[float], share: float) -> tuple[float, float]:
@@ -203,12 +201,13 @@ def _short(value: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
 
 
-def _svg(title: str, parts: Iterable[Markup], width: float, height: float) -> Markup:
-    inside = Markup("").join([_tag("title", title), *parts])
-    return _tag("svg", inside, viewBox=f"0 0 {width} {height}", role="img", aria_label=title)
+def svg(title: str, parts: Iterable[Markup], width: float, height: float, **attributes: str) -> Markup:
+    """Return a drawing of `parts` in user units, scaled to the width that the page gives it."""
+    inside = Markup("").join([tag("title", title), *parts])
+    return tag("svg", inside, viewBox=f"0 0 {width} {height}", role="img", aria_label=title, **attributes)
 
 
-def _tag(name: str, content: str = "", **attributes: object) -> Markup:
+def tag(name: str, content: str = "", **attributes: object) -> Markup:
     """Return one element; content and attribute values are escaped unless they are Markup."""
     pairs = []
     for key, value in attributes.items():

@@ -15,7 +15,7 @@ from selftaught.report.figures import is_number
 from selftaught.report.reading import Run, StageLine
 from selftaught.store.groups import Groups
 from selftaught.store.stage import Stage, open_stage
-from selftaught.types import Completion, Demonstration, Example, Group, Pair, Score
+from selftaught.types import Answered, Completion, Demonstration, Group, Pair, Score
 
 LONGEST_TEXT = 4000
 MOST_SCANNED = 5000
@@ -69,9 +69,9 @@ def _places(selected: Stage, prompts: frozenset[str]) -> dict[str, list[int]]:
     return places
 
 
-def _examples(selected: Stage, places: Sequence[int]) -> dict[str, list[Example]]:
+def _examples(selected: Stage, places: Sequence[int]) -> dict[str, list[Answered]]:
     """Return the examples at `places` (ascending) by prompt id."""
-    examples: dict[str, list[Example]] = {}
+    examples: dict[str, list[Answered]] = {}
     wanted = frozenset(places)
     for place, example in enumerate(selected.slice(0, places[-1] + 1 if places else 0)):
         if place in wanted:
@@ -95,7 +95,7 @@ def sample(groups: Iterable[Group], kept: Iterable[str], budget: int) -> list[Gr
     return [group for _, group in sorted(chosen, key=lambda pair: pair[0])]
 
 
-def describe_group(group: Group, examples: Iterable[Example], stage: str) -> dict[str, Any]:
+def describe_group(group: Group, examples: Iterable[Answered], stage: str) -> dict[str, Any]:
     """Return one group as the plain data that the page's script shows."""
     examples = tuple(examples)
     roles = _roles(examples)
@@ -118,7 +118,7 @@ def describe_group(group: Group, examples: Iterable[Example], stage: str) -> dic
     }
 
 
-def _roles(examples: Iterable[Example]) -> Mapping[str, list[str]]:
+def _roles(examples: Iterable[Answered]) -> Mapping[str, list[str]]:
     roles: dict[str, list[str]] = {}
     for example in examples:
         if isinstance(example, Pair):

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from selftaught.report import charts, figures
 from selftaught.report.charts import COLOURS, Line
 from selftaught.report.groups import browse
+from selftaught.report.patches import patch_section
 from selftaught.report.reading import Point, Run, StageLine, read_run
 from selftaught.report.temperatures import temperature_section
 
@@ -55,19 +56,11 @@ def build_report(run_dir: Path) -> Path:
 def render(run: Run) -> str:
     """Return the whole page."""
     browsed = browse(run, MOST_GROUPS)
-    style, script = (Markup((ASSETS / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
-    environment = Environment(
-        loader=FileSystemLoader(ASSETS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(figures=figures, share_bar=charts.share_bar)
-    return environment.get_template("page.html").render(
-        style=style,
+    script = asset("page.js")
+    return fill_template(
+        "page.html",
+        scripts=f"; script-src '{_digest(script)}'",
         script=script,
-        policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'",
         title=run.title,
         facts=list(_facts(run)),
         notes=(*run.notes, *browsed.notes),
@@ -79,12 +72,36 @@ def render(run: Run) -> str:
         training=list(_training_charts(run)),
         measurements=run.measurements,
         temperatures=temperature_section(run),
+        patches=patch_section(run, _colours(run)),
         stages=_stage_table(run.stages),
         groups=len(browsed.groups),
         data=script_json({"groups": browsed.groups}),
         config=run.config,
         versions=(run.summary or {}).get("versions", {}),
     )
+
+
+def fill_template(name: str, *, scripts: str = "", **values: Any) -> str:
+    """Return a page made of a template, with the style sheet and a policy that lets nothing else in.
+
+    `scripts` is the policy's part on scripts, with the semicolon before it.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(figures=figures, share_bar=charts.share_bar)
+    style = asset("page.css")
+    policy = f"default-src 'none'; style-src '{_digest(style)}'{scripts}; base-uri 'none'"
+    return environment.get_template(name).render(style=style, policy=policy, **values)
+
+
+def asset(name: str) -> Markup:
+    """Return a file of this package that goes into pages as it is."""
+    return Markup((ASSETS / name).read_text(encoding="utf-8"))
 
 
 def script_json(value: Any) -> Markup:

@@ -105,6 +105,8 @@ class Run:
             kind = str(event.get("event"))
             if kind not in ("stage", "train", "report"):
                 values = {k: v for k, v in event.items() if k != "round" and is_number(v)}
+                if not values:
+                    continue
                 tables.setdefault(kind, {})[_label(_arm_name(event), event.get("round"))] = values
         return {kind: Measurements(rows=tuple(rows.items())) for kind, rows in tables.items()}
 

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from selftaught.engines.rows import Output
-from selftaught.engines.stopping import decode
+from selftaught.engines.stopping import finished_text
 from selftaught.serve.stream import Token, standing, token_list
 
 
@@ -98,7 +98,7 @@ def extras(output: Output, retractions: int, tokenizer: Any) -> dict[str, Any]:
         found["discarded"] = {
             "retractions": retractions,
             "tokens": sum(map(len, spans)),
-            "texts": [decode(tokenizer, list(span)) for span in spans],
+            "texts": [finished_text(tokenizer, list(span)) for span in spans],
         }
     if output.latents:
         found["latents"] = {name: list(values) for name, values in output.latents.items()}

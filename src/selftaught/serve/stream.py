@@ -10,9 +10,10 @@ from itertools import takewhile
 from typing import Any
 
 from selftaught.engines.rows import Event
-from selftaught.engines.stopping import decode
+from selftaught.engines.stopping import CHARACTER, HALF, decode
 
-HALF = "�"
+PATIENCE = 4 * CHARACTER
+"""Tokens without whole text after which those that cannot be part of a character any more are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,19 @@ class TokenTexts:
         # Decoders treat the start of a text in their own way, so that new tokens are decoded after known ones.
         known = decode(self._tokenizer, self._ids[self._start : self._read])
         whole = decode(self._tokenizer, self._ids[self._start :])
-        if whole.endswith(HALF) or len(whole) <= len(known):
-            return ""
-        self._start, self._read = self._read, len(self._ids)
+        if not whole.endswith(HALF) and len(whole) > len(known):
+            return self._complete(known, whole, len(self._ids))
+        # Bytes that are no text may go on for ever, and nobody should wait, or decode all of them each time.
+        settled = len(self._ids) - CHARACTER
+        if whole.endswith(HALF) and settled - self._read > PATIENCE:
+            before = decode(self._tokenizer, self._ids[self._start : settled])
+            if before + decode(self._tokenizer, self._ids[settled:]) == whole:
+                return self._complete(known, before, settled)
+        return ""
+
+    def _complete(self, known: str, whole: str, read: int) -> str:
+        """Take what `whole` adds to `known` as the text of the tokens up to `read`."""
+        self._start, self._read = self._read, read
         piece = whole[len(known) :]
         self.text += piece
         return piece

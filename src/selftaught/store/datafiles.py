@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from selftaught.errors import InputError
-from selftaught.store.manifest import MANIFEST
+from selftaught.store.manifest import MANIFEST, read_manifest
 from selftaught.store.tables import Fields, Record, read_table
 from selftaught.types import (
     Completion,
     Demonstration,
+    Document,
     Feedback,
     Message,
     Pair,
@@ -51,6 +52,24 @@ def read_demonstrations(path: Path | str, limit: int | None = None) -> Iterator[
 
     required: Fields = {"prompt": _TALK, "completion": _TALK}
     return _read(Demonstration, path, required, {"loss_from": list}, row, limit)
+
+
+def holds_documents(path: Path | str) -> bool:
+    """Return whether a stage holds documents, or the first row of a data file has `text` and no `completion`."""
+    if (Path(path) / MANIFEST).exists():
+        return read_manifest(Path(path)).get("row_type") == Document.__name__
+    first = next(iter(read_table(path, {})))
+    return "text" in first.fields and "completion" not in first.fields
+
+
+def read_documents(path: Path | str, limit: int | None = None) -> Iterator[Document]:
+    """Yield documents from the column `text`."""
+
+    def row(record: Record) -> Document:
+        meta = {k: v for k, v in record.fields.items() if k != "text" and _is_plain(v)}
+        return Document(text=record.fields["text"], meta=meta)
+
+    return _read(Document, path, {"text": str}, {}, row, limit)
 
 
 def read_pairs(path: Path | str, limit: int | None = None) -> Iterator[Pair]:

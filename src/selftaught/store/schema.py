@@ -191,7 +191,7 @@ _LATENTS = Kind(_NAMED.type, lambda values: _NAMED.pack([list(v.items()) for v i
 _LINKS = {"parents": _TEXTS, "id": _TEXT}
 
 FIELDS: dict[type, dict[str, Kind]] = {
-    Document: {"text": _TEXT, "meta": _JSON, **_LINKS},
+    Document: {"text": _TEXT, "meta": _JSON, "patch_lengths": _OFFSETS, **_LINKS},
     Prompt: {"messages": _MESSAGES, "gold": _TEXT, "meta": _JSON, "occurrence": _INTEGER, **_LINKS},
     Completion: {
         "prompt_id": _TEXT,

@@ -12,6 +12,7 @@ Without data the sample that comes with the package is read: under a megabyte of
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -135,6 +136,27 @@ def windows(documents: Iterable[Document], length: int) -> Iterator[Window]:
                 end = min(start + length, len(data))
             yield Window(document, start, data[start:end])
             start = end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowDocuments:
+    """Documents cut into the documents of at most `length` bytes that `windows` gives, for `Lab.stage`.
+
+    A window's parent is its document, whose `meta` it has, with `start`, the byte at which it begins.
+    """
+
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.length < 4:
+            raise InputError(f"windows of {self.length} bytes would split characters; give a length of 4 or more")
+
+    def __call__(self, documents: Iterable[Document], counts: Counter[str]) -> Iterator[Document]:
+        """Yield the windows of `documents`, each with an id of its own though their texts be equal."""
+        for window in windows(documents, self.length):
+            source, text = window.document, window.data.decode()
+            name = content_id("window", source.id, window.start, text)
+            yield Document(text=text, meta={**source.meta, "start": window.start}, parents=(source.id,), id=name)
 
 
 def _is_inside_character(data: bytes, at: int) -> bool:

@@ -1,211 +1,16 @@
-"""Examples -> token rows -> micro-batches under a token budget."""
+"""Encoded examples -> token rows -> micro-batches under a token budget."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from selftaught.errors import InputError
 from selftaught.objectives.base import Batch, Steps
-from selftaught.text.steps import Span, check_spans, first_token, token_starts, token_steps
-from selftaught.text.templates import encode_completion, encode_prompt
+from selftaught.train.encoding import Encoded, Ids
 from selftaught.train.layout import Layout, make_layout
-from selftaught.types import Completion, Demonstration, Example, Feedback, Pair
-
-Ids = np.ndarray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """An example as ids: its prompt, its completions in order (chosen before rejected), and what the loss needs.
-
-    `context` counts the tokens at the start of each completion that are inputs and no targets, and `target_spans` are
-    the characters of its text that are targets (None: all); both are empty where everything is a target.
-
-    Feedback has a `label`; `steps` holds the number of each token's labelled step, from 1 to S and 0 outside of them,
-    `step_labels` and `step_spans` (in characters of the text) are the steps' own.
-
-    `choices` are the indices of each completion's choices, one or one per token; none for what was not decoded so.
-    """
-
-    id: str
-    weight: float
-    prompt: Ids
-    completions: tuple[Ids, ...]
-    completion_ids: tuple[str, ...]
-    finished: tuple[bool, ...]
-    retokenised: int
-    context: tuple[int, ...] = ()
-    target_spans: tuple[Span | None, ...] = ()
-    label: bool | None = None
-    steps: Ids | None = None
-    step_labels: tuple[bool, ...] = ()
-    step_spans: tuple[Span, ...] = ()
-    choices: tuple[Ids, ...] = ()
-
-    @property
-    def first_targets(self) -> tuple[int, ...]:
-        """The index of the first target among each completion's tokens."""
-        return self.context or (0,) * len(self.completions)
-
-    @property
-    def target_counts(self) -> tuple[int, ...]:
-        """How many targets each completion has."""
-        return tuple(len(c) - first for c, first in zip(self.completions, self.first_targets, strict=True))
-
-    @property
-    def scored_spans(self) -> tuple[tuple[str, Span | None], ...]:
-        """What the reference scores: id and characters (None: all) of each completion, then of each step."""
-        wholes = zip(self.completion_ids, self.target_spans or (None,) * len(self.completion_ids), strict=True)
-        return (*wholes, *((self.completion_ids[0], span) for span in self.step_spans))
-
-    @property
-    def completion_keys(self) -> tuple[str, ...]:
-        """The names under which the reference keeps the log-prob of each completion's targets."""
-        return tuple(reference_key(*scored) for scored in self.scored_spans[: len(self.completion_ids)])
-
-    @property
-    def step_keys(self) -> tuple[str, ...]:
-        """The names under which the reference keeps the log-prob of each step."""
-        return tuple(reference_key(self.completion_ids[0], span) for span in self.step_spans)
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and completion tokens of all sequences, the prompt counted with each."""
-        return sum(len(self.prompt) + len(c) for c in self.completions)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the prompt with its longest completion, the last token included."""
-        return len(self.prompt) + max(len(c) for c in self.completions)
-
-
-def reference_key(completion_id: str, span: Span | None) -> str:
-    """Return the name under which the reference keeps the log-prob of a completion or, given a span, of that part."""
-    return completion_id if span is None else f"{completion_id}[{span[0]}:{span[1]}]"
-
-
-def completions_of(example: Example) -> tuple[Completion, ...]:
-    """Return the completions an example is about, chosen before rejected."""
-    return (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)
-
-
-def encode(tokenizer: Any, examples: Sequence[Example], template: str, fingerprint: str) -> list[Encoded]:
-    """Return `examples` as ids.
-
-    Raises:
-        InputError: a prompt or a completion has no token, or no target behind its context; names the example.
-    """
-    return [_encode_one(tokenizer, example, template, fingerprint) for example in examples]
-
-
-def _encode_one(tokenizer: Any, example: Example, template: str, fingerprint: str) -> Encoded:
-    prompt = encode_prompt(tokenizer, example.prompt, template)
-    if not prompt:
-        raise InputError(
-            f"example {example.id}: its prompt has no token to predict the first target from: give it some text"
-        )
-    rows = completions_of(example)
-    ids, again = zip(
-        *(encode_completion(tokenizer, example.prompt, c, template, fingerprint) for c in rows), strict=True
-    )
-    for completion, tokens in zip(rows, ids, strict=True):
-        if not tokens:
-            raise InputError(f"example {example.id}: completion {completion.id} has no token: leave it out")
-    return Encoded(
-        id=example.id,
-        weight=float(example.weight),
-        prompt=np.asarray(prompt, dtype=np.int64),
-        completions=tuple(np.asarray(i, dtype=np.int64) for i in ids),
-        completion_ids=tuple(c.id for c in rows),
-        finished=tuple(c.finish == "stop" for c in rows),
-        retokenised=sum(again),
-        choices=tuple(np.asarray(c.latents.get("choice", ()), dtype=np.float64) for c in rows),
-        **(
-            _feedback_fields(tokenizer, example, ids[0])
-            if isinstance(example, Feedback)
-            else _context_fields(tokenizer, example, ids)
-        ),
-    )
-
-
-def _context_fields(tokenizer: Any, example: Demonstration | Pair, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-    if not example.loss_from:
-        return {}
-    rows = completions_of(example)
-    if len(example.loss_from) != len(rows):
-        raise InputError(
-            f"example {example.id}: loss_from={example.loss_from} must have {len(rows)} numbers, one for each "
-            "completion: mend or empty it"
-        )
-    parts = list(zip(rows, ids, example.loss_from, strict=True))
-    return {
-        "context": tuple(_first_target(tokenizer, f"example {example.id}", *part) for part in parts),
-        "target_spans": tuple((begin, len(c.text)) if begin else None for c, _, begin in parts),
-    }
-
-
-def _first_target(tokenizer: Any, name: str, completion: Completion, ids: Sequence[int], begin: int) -> int:
-    if not begin:
-        return 0
-    where = f"{name}: loss_from={begin} of completion {completion.id}"
-    if not 0 < begin <= len(completion.text):
-        raise InputError(f"{where} lies outside of its {len(completion.text)} characters: mend or empty loss_from")
-    first = first_token(tokenizer, ids, completion.text, begin)
-    if first is None:
-        raise InputError(f"{where} has no place in its tokens, which do not spell its text: empty loss_from")
-    if first == len(ids):
-        raise InputError(f"{where} leaves no target: lower it, or leave the example out")
-    return first
-
-
-def _feedback_fields(tokenizer: Any, example: Feedback, ids: Sequence[int]) -> dict[str, Any]:
-    """Return label and steps; a step that has no token of its own, being part of a neighbour's, is left out."""
-    if not example.step_labels:
-        return {"label": example.label}
-    text, spans = example.completion.text, [(start, end) for start, end, _ in example.step_labels]
-    check_spans(spans, text, f"example {example.id}")
-    starts = token_starts(tokenizer, ids, text)
-    if starts is None:
-        raise InputError(
-            f"example {example.id}: the tokens of completion {example.completion.id} do not spell its text, so steps "
-            "have no place in them: leave its step labels out"
-        )
-    numbers = np.asarray(token_steps(starts, text, spans), dtype=np.int64)
-    kept, renumbered = np.unique(numbers, return_inverse=True)
-    found = [int(number) - 1 for number in kept if number]
-    return {
-        "label": example.label,
-        "steps": renumbered + (0 if kept[0] == 0 else 1),
-        "step_labels": tuple(example.step_labels[h][2] for h in found),
-        "step_spans": tuple(spans[h] for h in found),
-    }
-
-
-def as_steps(example: Encoded) -> list[Encoded]:
-    """Return every labelled step as an example of its own: what precedes it belongs to its prompt."""
-    completion, steps = example.completions[0], example.steps
-    if steps is None:
-        return []
-    parts = []
-    for number, (key, label) in enumerate(zip(example.step_keys, example.step_labels, strict=True), 1):
-        places = np.flatnonzero(steps == number)
-        first, last = int(places[0]), int(places[-1])
-        parts.append(
-            Encoded(
-                id=f"{example.id}[{number}]",
-                weight=example.weight,
-                prompt=np.concatenate([example.prompt, completion[:first]]),
-                completions=(completion[first : last + 1],),
-                completion_ids=(key,),
-                finished=(False,),
-                retokenised=0,
-                label=label,
-            )
-        )
-    return parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +19,7 @@ class Row:
 
     The last token of a completion is a target and never an input, its context an input and never a target. `parts` are
     the lengths of what attention treats apart: the prompt and each completion of a tree, or the whole row.
+    `patch_lengths` are those of its tokens and of the last target, which is the token still to come.
     """
 
     tokens: Ids
@@ -223,6 +29,7 @@ class Row:
     targets: Ids
     owner: Ids
     parts: tuple[int, ...]
+    patch_lengths: Ids | None = None
 
 
 def tree_row(example: Encoded) -> Row:
@@ -241,6 +48,7 @@ def tree_row(example: Encoded) -> Row:
         targets=np.concatenate([c[first:] for c, first in zip(example.completions, firsts, strict=True)]),
         owner=np.repeat(np.arange(len(lengths)), example.target_counts),
         parts=(prompt, *lengths) if len(lengths) > 1 else (prompt + lengths[0],),
+        patch_lengths=example.patch_lengths,
     )
 
 
@@ -259,6 +67,7 @@ def separate_rows(example: Encoded) -> list[Row]:
                 targets=completion[first:],
                 owner=np.full(len(sources), i),
                 parts=(len(tokens),),
+                patch_lengths=example.patch_lengths,
             )
         )
     return rows
@@ -484,7 +293,9 @@ def _padded_inputs(rows: Sequence[Row], widths: Ids, pad_id: int) -> tuple[dict,
     tokens[places] = np.concatenate([r.tokens for r in rows])
     mask = np.zeros(shape[0] * shape[1], dtype=np.int64)
     mask[places] = 1
+    patches = [torch.from_numpy(r.patch_lengths) for r in rows if r.patch_lengths is not None]
     return {
         "input_ids": torch.from_numpy(tokens).view(shape),
         "attention_mask": torch.from_numpy(mask).view(shape),
+        **({"patch_lengths": pad_sequence(patches, batch_first=True)} if patches else {}),
     }, None

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from selftaught.errors import InputError
 from selftaught.models.adaptive_decoder import AdaptiveHead, choice_logps
 from selftaught.objectives.base import Batch, Choices
-from selftaught.train.batching import Encoded, Item, make_items
+from selftaught.train.batching import Item, make_items
+from selftaught.train.encoding import Encoded
 from selftaught.train.forward import causal_lm
 from selftaught.train.layout import fillers
 

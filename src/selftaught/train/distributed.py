@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from selftaught.train.precision import kept_in_fp32
+
 BUCKET_BYTES = 2**25
 
 
@@ -92,12 +94,17 @@ def join_ranks() -> Ranks:
 
 
 def shard(policy: nn.Module, layer_classes: Sequence[str], dtype: torch.dtype) -> None:
-    """Shard `policy` with FSDP2, each module of `layer_classes` on its own: float32 shards, computing in `dtype`."""
+    """Shard `policy` with FSDP2, each module of `layer_classes` on its own: float32 shards, computing in `dtype`.
+
+    What the model's class keeps in float32 is not sharded.
+    """
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    names = kept_in_fp32(policy)
+    kept = {parameter for name, parameter in policy.named_parameters() if name in names}
     for module in policy.modules():
-        if type(module).__name__ in layer_classes:
-            fully_shard(module, mp_policy=mixed)
-    fully_shard(policy, mp_policy=mixed)
+        if type(module).__name__ in layer_classes and not kept.issuperset(module.parameters()):
+            fully_shard(module, mp_policy=mixed, ignored_params=kept)
+    fully_shard(policy, mp_policy=mixed, ignored_params=kept)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             # The loop divides by global counts, so ranks' gradients must be summed and not averaged.

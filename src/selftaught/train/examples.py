@@ -8,10 +8,10 @@ from typing import Any
 
 from selftaught.errors import InputError, NothingToTrainOn
 from selftaught.models.load import context_length, load_config, tokenizer_fingerprint
-from selftaught.specs import KTO, BradleyTerry, LatentPreference, ModelSpec, ObjectiveSpec, StepKTO, Training
+from selftaught.specs import KTO, SFT, BradleyTerry, LatentPreference, ModelSpec, ObjectiveSpec, StepKTO, Training
 from selftaught.store.stage import open_stage
 from selftaught.text.templates import end_token_ids
-from selftaught.train.batching import Encoded, as_steps, encode
+from selftaught.train.encoding import Encoded, as_steps, encode
 from selftaught.train.preview import check_ends, preview
 from selftaught.types import Example
 
@@ -59,10 +59,12 @@ def for_objective(spec: ObjectiveSpec, examples: list[Encoded]) -> list[Encoded]
     """Return the examples as `spec` trains on them: with their steps, without, or every step as an example.
 
     Raises:
-        InputError: KTO got examples without labels, or no labelled step where it needs some; a reward model or a head
-            got what is no pair; a head got a completion with context.
+        InputError: an objective other than SFT got documents; KTO got examples without labels, or no labelled step
+            where it needs some; a reward model or a head got what is no pair; a head got a completion with context.
     """
     name = type(spec).__name__
+    if not isinstance(spec, SFT) and (documents := [e.id for e in examples if e.is_document]):
+        raise InputError(f"example {documents[0]} is a document, which has no completion to judge: train it with SFT")
     if isinstance(spec, BradleyTerry | LatentPreference):
         for example in examples:
             if len(example.completions) != 2:
@@ -96,7 +98,10 @@ def _show(encoded: Sequence[Encoded], kept: Sequence[Encoded], limit: int, rende
     if len(kept) < len(encoded):
         lines.append(f"{len(encoded) - len(kept)} of {len(encoded)} examples left out: longer than {limit} tokens")
     again = sum(e.retokenised for e in kept)
+    documents = sum(e.is_document for e in kept)
     lines.append(
-        f"{len(kept)} examples; {again} completions encoded from text, the others are the ids that were sampled"
+        f"{documents} documents, every token of their text a target"
+        if documents == len(kept)
+        else f"{len(kept)} examples; {again} completions encoded from text, the others are the ids that were sampled"
     )
     print("\n".join(lines), file=sys.stderr)

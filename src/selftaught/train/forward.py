@@ -1,5 +1,6 @@
 """From a batch to the log-probabilities of its targets, through any transformers causal language model."""
 
+import inspect
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,30 +11,36 @@ from selftaught.functional.logps import token_logps
 from selftaught.objectives.base import Batch
 from selftaught.train.layout import fillers
 
+# Inputs that rows may bring and most models do not know.
+OPTIONAL_INPUTS = frozenset({"patch_lengths"})
+
 
 class TargetLogps(nn.Module):
     """A causal LM seen as a function from a batch to [M] float32 target log-probabilities.
 
     With `chunked` the backbone gives hidden states and the LM head is applied in chunks at the source positions only;
     without, the model's own forward makes the logits at these positions (for heads that do more than a linear map).
+    Of a batch's optional inputs, the model gets those that its forward names.
     """
 
     def __init__(self, model: PreTrainedModel, *, chunked: bool = True):
         super().__init__()
         self.model: Any = model
         self.chunked = chunked
+        self._unknown = OPTIONAL_INPUTS - inspect.signature(causal_lm(model).forward).parameters.keys()
 
     def forward(self, batch: Batch) -> Tensor:
         """Return log pi(target | what the source sees), in nats."""
-        extra = {} if batch.layout is None else {"layout": batch.layout}
+        inputs = {name: value for name, value in batch.inputs.items() if name not in self._unknown}
+        inputs |= {} if batch.layout is None else {"layout": batch.layout}
         if not self.chunked:
             # Packed inputs are one row, so the model can be asked for the logits at the sources alone.
             kept = {} if batch.layout is None else {"logits_to_keep": batch.sources}
-            logits = self.model(**batch.inputs, **extra, **kept, use_cache=False).logits.flatten(0, 1)
+            logits = self.model(**inputs, **kept, use_cache=False).logits.flatten(0, 1)
             logits = logits if kept else logits.index_select(0, batch.sources)
             return logits.float().log_softmax(-1).gather(-1, batch.targets[:, None]).squeeze(-1)
         model = causal_lm(self.model)
-        hidden = model.base_model(**batch.inputs, **extra, use_cache=False)[0]
+        hidden = model.base_model(**inputs, use_cache=False)[0]
         # Fillers, whose log-probs are dropped, keep the number of different shapes small.
         sources, targets = (F.pad(x, (0, fillers(batch.target_count))) for x in (batch.sources, batch.targets))
         hidden = hidden.flatten(0, 1).index_select(0, sources)

@@ -17,10 +17,11 @@ from selftaught.models.load import load_config, load_tokenizer
 from selftaught.objectives import Objective, build_objective
 from selftaught.specs import LatentPreference, ModelSpec, ObjectiveSpec, Training
 from selftaught.store.stage import open_stage
-from selftaught.train.batching import Encoded, Item, make_items, with_reference
+from selftaught.train.batching import Item, make_items, with_reference
 from selftaught.train.checkpoint import load_checkpoint, save_checkpoint, whole_directory
 from selftaught.train.choices import HeadChoices, choice_items
 from selftaught.train.distributed import Ranks, join_ranks
+from selftaught.train.encoding import Encoded
 from selftaught.train.examples import for_objective, prepare_examples
 from selftaught.train.memory import keep_freed_memory
 from selftaught.train.mismatched import mismatched_reference, with_mismatched
@@ -40,7 +41,7 @@ class TrainJob:
     """One training stage: what to train, on what, towards what, and where to put it.
 
     `examples` is a stage directory or rows. `reference` maps completion ids to summed log-probs (and the steps' names,
-    as `batching.reference_key` makes them, to theirs), or is a stage of scores; None lets the untrained model compute
+    as `encoding.reference_key` makes them, to theirs), or is a stage of scores; None lets the untrained model compute
     them.
     """
 
@@ -210,6 +211,8 @@ def _fingerprint(job: TrainJob, items: Sequence[Item], world: int) -> str:
         digest.update(f"{item.example.id} {item.example.weight!r} {item.reference}".encode())
         if item.example.label is not None:
             digest.update(f" {item.example.label} {item.example.step_labels} {item.step_reference}".encode())
+        if item.example.patch_lengths is not None:
+            digest.update(item.example.patch_lengths.tobytes())
         for choices in item.example.choices:
             digest.update(f" {choices.tolist()}".encode())
         digest.update(b"\n")

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from selftaught.specs import Training
-from selftaught.train.batching import Encoded, Item, make_items, with_reference
+from selftaught.train.batching import Item, make_items, with_reference
 from selftaught.train.distributed import Ranks
+from selftaught.train.encoding import Encoded
 from selftaught.train.reference import all_logps
 from selftaught.train.schedule import batch_indices, steps_per_epoch, total_steps
 from selftaught.train.setup import Prepared

@@ -70,11 +70,17 @@ def _cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def kept_in_fp32(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that a transformers class inside `model` keeps in float32 in any precision."""
+    parts = {part for m in model.modules() for part in getattr(m, "_keep_in_fp32_modules_strict", None) or ()}
+    return {name for name, _ in model.named_parameters() if any(f".{part}." in f".{name}." for part in parts)}
+
+
 class Weights:
     """The weights a model computes with and the float32 master weights that the optimizer steps.
 
     In float32 they are the same tensors. In bf16 the model holds rounded copies; gradients of micro-batches are added
-    up in float32 on the masters.
+    up in float32 on the masters. What the model's class keeps in float32 is not rounded.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
@@ -83,8 +89,10 @@ class Weights:
         self.masters = [nn.Parameter(p.detach().float().clone()) for p in self.params] if self.separate else self.params
         if self.separate:
             # Parameters only: buffers such as rotary frequencies lose too much in bf16.
-            for parameter in model.parameters():
-                parameter.data = parameter.data.to(dtype)
+            kept = kept_in_fp32(model)
+            for name, parameter in model.named_parameters():
+                if name not in kept:
+                    parameter.data = parameter.data.to(dtype)
 
     def collect(self) -> None:
         """Add the gradients of the micro-batch just done to the masters'."""

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from selftaught.errors import InputError
-from selftaught.train.batching import Encoded
+from selftaught.train.encoding import Encoded
 
 OPEN, CLOSE = "⟦", "⟧"
+DOCUMENT_TOKENS = 200
+"""Of a document that is longer than twice as many, so many tokens at either end are shown."""
 
 
 def check_ends(examples: Sequence[Encoded], end_ids: Sequence[int]) -> None:
@@ -33,6 +35,9 @@ def preview(examples: Sequence[Encoded], tokenizer: Any) -> str:
     """
     lines = []
     for example in examples:
+        if example.is_document:
+            lines += _document(example, tokenizer)
+            continue
         lines.append(f"example {example.id} (weight {example.weight:g}): {len(example.prompt)} prompt tokens, no loss")
         lines.append(f"  {_text(tokenizer, example.prompt)}")
         for tokens, first, targets in zip(
@@ -42,6 +47,19 @@ def preview(examples: Sequence[Encoded], tokenizer: Any) -> str:
             behind = f" behind {first} tokens without loss" if first else ""
             lines.append(f"  {shown} {targets} targets{behind}")
     return "\n".join(lines)
+
+
+def _document(example: Encoded, tokenizer: Any) -> list[str]:
+    (tokens,) = example.completions
+    shown = _text(tokenizer, tokens)
+    if (hidden := len(tokens) - 2 * DOCUMENT_TOKENS) > 0:
+        ends = tokens[:DOCUMENT_TOKENS], tokens[-DOCUMENT_TOKENS:]
+        shown = f" … {hidden} tokens … ".join(_text(tokenizer, end) for end in ends)
+    patches = "" if example.patch_lengths is None else f" in {len(example.patch_lengths)} stored patches"
+    return [
+        f"document {example.id}: all text, after the token that begins one",
+        f"  {_text(tokenizer, example.prompt)}{OPEN}{shown}{CLOSE} {len(tokens)} targets{patches}",
+    ]
 
 
 def _text(tokenizer: Any, ids: Any) -> str:

@@ -10,9 +10,10 @@ from selftaught.functional.nll import sequence_sums
 from selftaught.models.load import load_tokenizer
 from selftaught.specs import ModelSpec, Training
 from selftaught.store.stage import write_shard
-from selftaught.train.batching import Batcher, Encoded, Item, make_items, reference_key
+from selftaught.train.batching import Batcher, Item, make_items
 from selftaught.train.checkpoint import whole_directory
 from selftaught.train.distributed import Ranks, join_ranks
+from selftaught.train.encoding import Encoded, reference_key
 from selftaught.train.examples import prepare_examples
 from selftaught.train.forward import TargetLogps
 from selftaught.train.precision import fast_fp32_matmul

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from selftaught.objectives.base import Batch
 from selftaught.text.templates import pad_id_for
-from selftaught.train.batching import Encoded, Item, Row
+from selftaught.train.batching import Item, Row
+from selftaught.train.encoding import Encoded
 from selftaught.train.forward import causal_lm
 from selftaught.train.preview import CLOSE, OPEN
 

@@ -140,7 +140,7 @@ def _apply(settings: Training, model: PreTrainedModel) -> None:
 def _made_trainable(model: PreTrainedModel, spec: ModelSpec, settings: Training, task_type: str) -> PreTrainedModel:
     if settings.lora is None:
         # peft freezes the weights it adapts, and merging leaves them so.
-        return model.merge_and_unload().requires_grad_(True) if spec.adapter else model
+        return _thawed(model.merge_and_unload()) if spec.adapter else model
     if not spec.adapter:
         return _with_adapter(model, settings.lora, task_type)
     for name, parameter in model.named_parameters():
@@ -149,15 +149,27 @@ def _made_trainable(model: PreTrainedModel, spec: ModelSpec, settings: Training,
     return model
 
 
+def _thawed(model: PreTrainedModel) -> PreTrainedModel:
+    """Return `model`, all frozen, with those weights to be trained that a new model of its class would train."""
+    with torch.device("meta"):
+        new = dict(type(model)._from_config(model.config).named_parameters())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(new[name].requires_grad)
+    return model
+
+
 def _with_adapter(model: PreTrainedModel, lora: Lora, task_type: str) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
 
     targets = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
+    # A part that is not trained with the weights gets no adapter either.
+    frozen = [name.removesuffix(".weight") for name, p in model.named_parameters() if not p.requires_grad]
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=frozen or None,
         task_type=task_type,
         trainable_token_indices=_added_tokens(model),
     )

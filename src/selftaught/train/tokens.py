@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from selftaught.models.load import load_tokenizer, tokenizer_fingerprint
 from selftaught.specs import ModelSpec
-from selftaught.train.batching import encode
+from selftaught.train.encoding import encode
 from selftaught.types import Example
 
 

@@ -15,7 +15,7 @@ from selftaught.train.batching import Batcher, Item, micro_batches
 from selftaught.train.choices import HeadChoices
 from selftaught.train.distributed import Ranks, split_like, whole
 from selftaught.train.forward import TargetLogps
-from selftaught.train.precision import Weights
+from selftaught.train.precision import Weights, kept_in_fp32
 from selftaught.train.rewards import Rewards
 
 Result = TypeVar("Result")
@@ -120,14 +120,18 @@ class Updater:
         set_random_state(state["rng"][self.ranks.rank], self.ranks.device)
 
     def full_state(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return the model's state dict in `dtype` from the master weights, whole and on CPU; all ranks take part."""
+        """Return the model's state dict in `dtype` from the master weights, whole and on CPU; all ranks take part.
+
+        What the model's class keeps in float32 stays so.
+        """
         masters = {id(p): m for p, m in zip(self.weights.params, self.weights.masters, strict=True)}
         done: dict[int, Tensor] = {}
         state = {}
+        kept = kept_in_fp32(self.policy.model)
         for name, tensor in self.policy.model.state_dict(keep_vars=True).items():
             if id(tensor) not in done:
                 full = whole(masters.get(id(tensor), tensor))
-                done[id(tensor)] = full.to(dtype) if full.is_floating_point() else full
+                done[id(tensor)] = full.to(dtype) if full.is_floating_point() and name not in kept else full
             state[name] = done[id(tensor)]
         return state
 

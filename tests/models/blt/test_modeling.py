@@ -14,10 +14,11 @@ from selftaught.models.blt import BltConfig, BltForCausalLM, ByteNgrams, byte_tr
 from selftaught.models.blt.layers import (
     Attention,
     ByteCrossAttention,
+    MaskSight,
     PatchCrossAttention,
-    Sight,
     Stack,
     attention_mask,
+    mask_sight,
     sight,
 )
 from selftaught.models.blt.modeling import patches_of
@@ -248,10 +249,12 @@ def test_attention_in_blocks_is_attention_under_a_mask(n: int, window: int, docu
     q, k, v = torch.randn(2, 4, n, 8), torch.randn(2, 2, n, 8), torch.randn(2, 2, n, 8)
     positions = torch.stack([torch.arange(n) % 13, torch.arange(n)]) if documents else None
     mask = attention_mask(n, window, positions, q.device)
-    seen = sight(2, n, window, positions, q.device)
+    seen = mask_sight(2, n, window, positions, q.device)
     assert (seen.block is None) == (n <= 5 * -(-window // 4))
     assert seen.mask is not None and mask is not None
-    torch.testing.assert_close(seen.attend(q, k, v), Sight(mask).attend(q, k, v))
+    expected = MaskSight(mask).attend(q, k, v)
+    torch.testing.assert_close(seen.attend(q, k, v), expected)
+    torch.testing.assert_close(sight(2, n, window, positions, q.device).attend(q, k, v), expected)
 
 
 def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Configurations of the Byte Latent Transformer and of the n-gram model that places its patches."""
 
+import copy
 from typing import Any
 
 from transformers import AutoConfig, MistralConfig, PreTrainedConfig
@@ -30,6 +31,12 @@ class ByteNgramsConfig(PreTrainedConfig):
     vocab_size: int = VOCABULARY
     context: int = 3
     contexts: int = 0
+
+
+class ByteTransformerConfig(MistralConfig):
+    """A Mistral over bytes; under a name of its own, transformers' Auto classes give it the byte tokenizer."""
+
+    model_type = "selftaught_byte_transformer"
 
 
 class BltConfig(PreTrainedConfig):
@@ -129,6 +136,18 @@ class BltConfig(PreTrainedConfig):
         """Width of the patch states, d_G."""
         return self.patch_width * self.hidden_size
 
+    def small_copy(self) -> "BltConfig":
+        """Return the same architecture with a few thousand weights, its patches by a rule that needs no other model."""
+        small = copy.deepcopy(self)
+        small.num_attention_heads, small.hidden_size, small.patch_width = 2, 16, 2
+        small.global_key_value_heads = 2 if self.global_key_value_heads == self.global_attention_heads else 1
+        small.global_attention_heads = 2
+        small.encoder_layers = small.decoder_layers = small.num_hidden_layers = 2
+        small.encoder_intermediate = small.decoder_intermediate = small.intermediate_size = 32
+        small.ngram_vocab, small.window = 64, 6
+        small.patching, small.entropy_config = "space", None
+        return small
+
     def _check(self) -> None:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
@@ -149,9 +168,9 @@ class BltConfig(PreTrainedConfig):
 
 def byte_transformer_config(
     *, width: int = 96, layers: int = 2, heads: int = 4, window: int | None = 128, context: int = 8192
-) -> MistralConfig:
+) -> ByteTransformerConfig:
     """Return the configuration of a byte transformer for entropies: a Mistral over bytes, attention in a window."""
-    return MistralConfig(
+    return ByteTransformerConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
         intermediate_size=_feed_forward(width),

@@ -1,6 +1,7 @@
 """Layers of the Byte Latent Transformer: self-attention with a window, and the two cross-attentions of patches."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selftaught.functional.patches import positions_since
+from selftaught.functional.rms_norm import rms_norm
+from selftaught.functional.windowed_attention import windowed_attention
 
 # Blocks of earlier keys that a block of queries reads: more of them waste less of the window, and copy more keys.
 BEFORE = 4
@@ -66,9 +69,30 @@ def rope(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, H, N, D], whose component i goes with component i + D / 2."""
-    a, b = x.float().chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+    """Rotate x [B, H, N, D], whose component i goes with component i + D / 2, in float32."""
+    return _Rotation.apply(x, cos, sin)
+
+
+class _Rotation(torch.autograd.Function):
+    """Written out because autograd would keep and add up four products of each half: a third of the time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(gradient, cos, -sin), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    (a, b), (c, d) = x.to(out.dtype).chunk(2, -1), out.chunk(2, -1)
+    torch.mul(a, cos, out=c).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=d).addcmul_(a, sin)
+    return out.to(x.dtype)
 
 
 def attention_mask(n: int, window: int | None, positions: Tensor | None, device: torch.device) -> Tensor | None:
@@ -87,9 +111,28 @@ def attention_mask(n: int, window: int | None, positions: Tensor | None, device:
     return seen[None, None] if positions is None else (seen & (back <= positions[:, :, None]))[:, None]
 
 
+class Sight(Protocol):
+    """Who sees whom in self-attention over N bytes or patches."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return what queries [B, H, N, D] read from keys and values [B, G, N, D], heads in G groups."""
+
+
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """Who sees whom in self-attention over N bytes or patches.
+class WindowSight:
+    """Each one sees `window` before it, itself included, of its own document; see `windowed_attention`."""
+
+    window: int | None
+    positions: Tensor | None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `Sight`."""
+        return windowed_attention(q, k, v, self.window, self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSight:
+    """The same for PyTorch's own attention, with a mask that all layers share.
 
     Attributes:
         mask: [1 or B, 1, N, N] bool; None for plain causal attention. In blocks: [B * N / block, 1, block, keys].
@@ -100,7 +143,7 @@ class Sight:
     block: int | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return what queries [B, H, N, D] read from keys and values [B, G, N, D], heads in G groups."""
+        """See `Sight`."""
         if self.block is None:
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask=self.mask, is_causal=self.mask is None, enable_gqa=q.shape[1] != k.shape[1]
@@ -118,20 +161,37 @@ class Sight:
         return torch.cat([padded[:, :, i : i + count] for i in range(before + 1)], 3).transpose(1, 2).flatten(0, 1)
 
 
-def sight(rows: int, n: int, window: int, positions: Tensor | None, device: torch.device) -> Sight:
-    """Return who sees whom among N = `n` bytes of B = `rows` rows; see `attention_mask`.
+def sight(rows: int, n: int, window: int | None, positions: Tensor | None, device: torch.device) -> Sight:
+    """Return who sees whom among N = `n` bytes or patches of B = `rows` rows; see `attention_mask`."""
+    if device.type == "cpu":
+        return WindowSight(window, positions)
+    return mask_sight(rows, n, window, positions, device)
+
+
+def mask_sight(rows: int, n: int, window: int | None, positions: Tensor | None, device: torch.device) -> MaskSight:
+    """Return the `sight` of devices with an attention of their own.
 
     Rows longer than the window are cut into blocks, so that work grows with N * window and not with N * N.
     """
+    if window is None:
+        return MaskSight(attention_mask(n, None, positions, device))
     block = -(-window // BEFORE)
     if n <= (BEFORE + 1) * block:
-        return Sight(attention_mask(n, window, positions, device))
+        return MaskSight(attention_mask(n, window, positions, device))
     back = torch.arange(block, device=device)[:, None] + BEFORE * block
     back = back - torch.arange((BEFORE + 1) * block, device=device)
     # A byte's place bounds how far back it sees, and with that keeps it from what is before the row.
     place = torch.arange(n, device=device).expand(rows, -1) if positions is None else positions
     place = F.pad(place, (0, -n % block)).unflatten(1, (-1, block))[..., None]
-    return Sight(((back >= 0) & (back < window) & (back <= place)).flatten(0, 1)[:, None], block)
+    return MaskSight(((back >= 0) & (back < window) & (back <= place)).flatten(0, 1)[:, None], block)
+
+
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's, which has no kernel of its own on CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., d] to [..., d]."""
+        return rms_norm(x, self.weight, self.eps or 0.0) if x.device.type == "cpu" else super().forward(x)
 
 
 class FeedForward(nn.Module):
@@ -171,9 +231,9 @@ class Block(GradientCheckpointingLayer):
 
     def __init__(self, width: int, heads: int, key_heads: int, inner: int, eps: float) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width, eps)
+        self.attention_norm = RMSNorm(width, eps)
         self.attention = Attention(width, heads, key_heads)
-        self.feed_forward_norm = nn.RMSNorm(width, eps)
+        self.feed_forward_norm = RMSNorm(width, eps)
         self.feed_forward = FeedForward(width, inner)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, seen: Sight) -> Tensor:
@@ -204,8 +264,8 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.head_dim = width // heads
         self.residual = 2 if double_residual else 1
-        self.q_norm = nn.RMSNorm(width, eps)
-        self.kv_norm = nn.RMSNorm(width, eps)
+        self.q_norm = RMSNorm(width, eps)
+        self.kv_norm = RMSNorm(width, eps)
         self.q = nn.Linear(width, width, bias=False)
         self.k = nn.Linear(width, width, bias=False)
         self.v = nn.Linear(width, width, bias=False)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, MistralConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -21,7 +21,6 @@ from selftaught.models.blt.layers import (
     Patches,
     Sight,
     Stack,
-    attention_mask,
     sight,
 )
 from selftaught.models.blt.patchers import build_entropy_model, find_starts
@@ -44,6 +43,30 @@ class BltOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     patch_lengths: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one pass over rows of N bytes and P patches found.
+
+    Attributes:
+        states: byte states [B, N, d] after each encoder layer whose bytes patches attend to, the last layer's last.
+        latents: [B, P, k * d], what the global transformer says of each patch.
+        hidden: [B, N, d], the decoder's byte states after the final norm.
+    """
+
+    states: list[Tensor]
+    latents: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sights:
+    """Who sees whom in the self-attention of each of the three stacks."""
+
+    encoder: Sight
+    across: Sight
+    decoder: Sight
 
 
 class NgramEmbedding(nn.Module):
@@ -106,23 +129,32 @@ class LocalEncoder(nn.Module):
 
     def embed(self, ids: Tensor, positions: Tensor | None) -> Tensor:
         """Return byte embeddings [B, N, d] of ids [B, N], their n-grams included."""
-        x = self.embed_tokens(ids)
-        if self.ngrams is None:
-            return x
-        x = x + self.ngrams(ids, positions)
-        return x / (len(self.ngrams.sizes) + 1) if self.config.divide_embeddings else x
+        return self.with_ngrams(ids, None if self.ngrams is None else self.ngrams(ids, positions))
 
-    def forward(self, x: Tensor, seen: Sight, patches: Patches) -> tuple[Tensor, Tensor]:
-        """Return byte states [B, N, d] and patch states [B, P, k, d] of embeddings [B, N, d]."""
+    def with_ngrams(self, ids: Tensor, ngrams: Tensor | None) -> Tensor:
+        """Return the same, given the sums of their n-grams' embeddings [B, N, d] (None without n-grams)."""
+        x = self.embed_tokens(ids)
+        if self.ngrams is None or ngrams is None:
+            return x
+        return (x + ngrams) / (len(self.ngrams.sizes) + 1) if self.config.divide_embeddings else x + ngrams
+
+    def forward(self, x: Tensor, seen: Sight, patches: Patches) -> tuple[list[Tensor], Tensor]:
+        """Return states of bytes (see `Reading`) and of patches [B, P, k, d], of embeddings [B, N, d]."""
         cos, sin = self.stack.rope(x.shape[1], x.device)
-        slots = None
-        first_cross = len(self.stack.layers) - len(self.cross)
-        for i, layer in enumerate(self.stack.layers):
+        states = []
+        for layer in self.stack.layers:
             x = layer(x, cos, sin, seen)
-            if i >= first_cross:
-                slots = self.first_slots(x, patches) if slots is None or self.config.repool else slots
-                slots = self.cross[i - first_cross](slots, x, patches)
-        return x, self.first_slots(x, patches) if slots is None else slots
+            states.append(x)
+        states = states[-max(len(self.cross), 1) :]
+        return states, self.read_patches(states, patches)
+
+    def read_patches(self, states: list[Tensor], patches: Patches) -> Tensor:
+        """Return patch states [B, P, k, d] of the byte states [B, N, d] that patches attend to."""
+        slots = None
+        for cross, x in zip(self.cross, states, strict=False):
+            slots = self.first_slots(x, patches) if slots is None or self.config.repool else slots
+            slots = cross(slots, x, patches)
+        return self.first_slots(states[-1], patches) if slots is None else slots
 
     def first_slots(self, x: Tensor, patches: Patches) -> Tensor:
         """Return what patch states [B, P, k, d] are before they attend to anything."""
@@ -250,7 +282,7 @@ class BltModel(BltPreTrainedModel):
 
     def find_starts(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return where patches begin by the model's own rule: [B, N + 1], see `patchers.find_starts`."""
-        return find_starts(self.config, self.entropy_model, input_ids, lengths)
+        return find_starts(self.config, self.entropy_model, as_bytes(input_ids), lengths)
 
     def forward(
         self,
@@ -284,27 +316,35 @@ class BltModel(BltPreTrainedModel):
         if not rows.shape[1]:
             hidden = self.encoder.embed_tokens(rows)
         else:
-            hidden = self._read(rows, patches_of(starts, lengths), self._documents(rows, starts, lengths))
+            patches, positions = patches_of(starts, lengths), self.places(rows, starts, lengths)
+            hidden = self.read(rows, patches, positions, self.sights(rows, patches, positions)).hidden
         if first is not None:
             place = (torch.arange(rows.shape[1], device=rows.device) - first[:, None]) % rows.shape[1]
             hidden = hidden.gather(1, place[:, :, None].expand_as(hidden))
         out = BltOutput(last_hidden_state=hidden, patch_lengths=found)
         return out.to_tuple() if return_dict is False else out
 
-    def _read(self, ids: Tensor, patches: Patches, positions: Tensor | None) -> Tensor:
-        n, device = ids.shape[1], ids.device
-        seen = sight(len(ids), n, self.config.window, positions, device)
-        x, slots = self.encoder(self.encoder.embed(ids, positions), seen, patches)
+    def sights(self, ids: Tensor, patches: Patches, positions: Tensor | None) -> Sights:
+        """Return who sees whom among ids [B, N] at `positions` [B, N] in their documents, and among their patches."""
+        seen = sight(len(ids), ids.shape[1], self.config.window, positions, ids.device)
         patch_positions = None if positions is None else patches.positions(positions)
-        across = Sight(attention_mask(patches.count, None, patch_positions, device))
-        cos, sin = self.global_stack.rope(patches.count, device)
+        return Sights(seen, sight(len(ids), patches.count, None, patch_positions, ids.device), seen)
+
+    def read(self, ids: Tensor, patches: Patches, positions: Tensor | None, seen: Sights) -> Reading:
+        """Return what encoder, global transformer and decoder make of ids [B, N]."""
+        states, slots = self.encoder(self.encoder.embed(ids, positions), seen.encoder, patches)
+        cos, sin = self.global_stack.rope(patches.count, ids.device)
         latents = slots.flatten(2)
         for layer in self.global_stack.layers:
-            latents = layer(latents, cos, sin, across)
-        return self.decoder(x, latents, seen, patches)
+            latents = layer(latents, cos, sin, seen.across)
+        return Reading(states, latents, self.decoder(states[-1], latents, seen.decoder, patches))
 
-    def _documents(self, ids: Tensor, starts: Tensor, lengths: Tensor | None) -> Tensor | None:
-        """Return places in the documents, None where every row is one."""
+    def places(self, ids: Tensor, starts: Tensor, lengths: Tensor | None) -> Tensor | None:
+        """Return the place of each byte in its document, [B, N], None where every row is one.
+
+        Raises:
+            InputError: the patches of `starts` do not begin where documents do.
+        """
         begins = boundaries.document_begins(ids)
         if not self.config.documents or not begins[:, 1:].any():
             return None
@@ -350,6 +390,28 @@ class BltForCausalLM(BltPreTrainedModel, GenerationMixin):
         result = BltOutput(loss=loss, logits=logits, patch_lengths=out.patch_lengths)
         return result.to_tuple() if return_dict is False else result
 
+    @property
+    def cached_per_position(self) -> int:
+        """How many numbers the sampler's caches keep of a byte, at most: where every byte is a patch."""
+        config = self.config
+        local = 2 * (config.encoder_layers + config.decoder_layers) + max(len(self.model.encoder.cross), 1)
+        head_width = config.global_hidden_size // config.global_attention_heads
+        key_width = head_width * cast(int, config.global_key_value_heads)
+        readable = 2 * max(len(self.model.decoder.cross), 1) * config.global_hidden_size
+        of_bytes = local * config.hidden_size + 2 * config.num_hidden_layers * key_width + readable
+        scores = config.entropy_config if isinstance(config.entropy_config, MistralConfig) else None
+        return of_bytes + (2 * scores.num_hidden_layers * scores.num_key_value_heads * scores.head_dim if scores else 0)
+
+    def decodable(self, slots: int) -> Any:
+        """Return what the sampler drives: this model with caches for `slots` rows.
+
+        Raises:
+            InputError: the rule of its patches needs bytes still to come, or its entropy model has no cache here.
+        """
+        from selftaught.models.blt.decodable import BltDecodable
+
+        return BltDecodable(self, slots)
+
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Return the whole row for every new byte: transformers' own `generate` knows no cache of this model.
 
@@ -361,6 +423,11 @@ class BltForCausalLM(BltPreTrainedModel, GenerationMixin):
                 f"patching={self.config.patching!r} needs the bytes still to come: generate with another rule"
             )
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask"), "logits_to_keep": 1}
+
+
+def as_bytes(ids: Tensor) -> Tensor:
+    """Return ids with those of tokens that were added to a vocabulary as delimiters: no rule of patches knows them."""
+    return ids.where(ids < boundaries.VOCABULARY, boundaries.DELIMITER)
 
 
 def patches_of(starts: Tensor, lengths: Tensor | None) -> Patches:

@@ -1,0 +1,137 @@
+"""The entropies s_i that place patches, for whole prompts and then byte by byte."""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, MistralForCausalLM, PreTrainedModel
+
+from selftaught.errors import InputError
+from selftaught.functional.patches import next_byte_entropies
+from selftaught.models import attention
+from selftaught.models.attention import Plan, PlanCache, Score, active_plan
+from selftaught.models.blt.cache import Columns, Spans, StepSight
+from selftaught.models.blt.configuration import BltConfig
+from selftaught.models.blt.ngram_entropy import ByteNgrams
+from selftaught.models.blt.patchers import entropies, find_starts, seen_positions
+
+BY_ENTROPY = ("entropy", "monotonic", "both")
+
+
+class NgramScores:
+    """Entropies from a table over the last bytes."""
+
+    def __init__(self, model: ByteNgrams) -> None:
+        self.model = model
+
+    def read(self, config: BltConfig, ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return starts [B, N + 1] and s_i [B, N] of ids [B, N], and what of them to store per byte."""
+        starts = find_starts(config, self.model, ids, lengths)
+        return starts, entropies(self.model, ids, seen_positions(config, ids)), {}
+
+    def step(self, recent: Tensor, seen: np.ndarray, columns: Columns, spans: Spans) -> Tensor:
+        """Return s_i [R] after the last of the bytes `recent` [R, M], which sees `seen` [R] of those before it."""
+        places = torch.from_numpy(seen).to(recent.device)[:, None].expand_as(recent)
+        return self.model.entropies(recent, places)[:, -1]
+
+
+class TransformerScores:
+    """Entropies from a Mistral, its keys and values among the columns of the bytes."""
+
+    def __init__(self, model: MistralForCausalLM, widths: tuple[int, ...]) -> None:
+        self.model = model
+        self.widths = widths
+        self.configs = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+
+    def read(self, config: BltConfig, ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return starts [B, N + 1] and s_i [B, N] of ids [B, N], and what of them to store per byte."""
+        reading = _Reading(self.model)
+        starts = find_starts(config, cast(PreTrainedModel, reading), ids, lengths)
+        layers = enumerate(reading.cache.layers)
+        kept = {f"entropy.{i}.{kind}": getattr(layer, kind) for i, layer in layers for kind in ("keys", "values")}
+        return starts, next_byte_entropies(reading.logits), kept
+
+    def step(self, recent: Tensor, seen: np.ndarray, columns: Columns, spans: Spans) -> Tensor:
+        """Return s_i [R] after the last of the bytes `recent` [R, M]; `spans` has what each would see without windows.
+
+        Each of the R rows reads only the `seen` [R] bytes before it.
+        """
+        rows = len(recent)
+        width = next(w for w in self.widths if w >= rows)
+        ids, places = (recent.new_zeros(width, 1) for _ in range(2))
+        ids[:rows, 0] = recent[:, -1]
+        places[:rows, 0] = torch.from_numpy(spans.column).to(recent.device)
+        plan = _StepPlan(columns, Spans(spans.slot, spans.column, spans.column - seen))
+        token = active_plan.set(cast(Plan, plan))
+        before = [c._attn_implementation for c in self.configs]
+        try:
+            for config in self.configs:
+                config._attn_implementation = attention.NAME
+            cache: Any = PlanCache(cast(Plan, plan))
+            logits = self.model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True).logits
+        finally:
+            for config, name in zip(self.configs, before, strict=True):
+                config._attn_implementation = name
+            active_plan.reset(token)
+        return next_byte_entropies(logits[:, 0])[:rows]
+
+
+Scores = NgramScores | TransformerScores
+
+
+def open_scores(config: BltConfig, model: PreTrainedModel | None, widths: tuple[int, ...]) -> Scores | None:
+    """Return what scores bytes one by one, None where the rule of the patches asks for no scores.
+
+    Raises:
+        InputError: there is no entropy model, or it is one that is not decoded here.
+    """
+    if config.patching not in BY_ENTROPY:
+        return None
+    if model is None:
+        raise InputError(f"patching={config.patching!r} without an entropy model: give entropy_config")
+    if isinstance(model, ByteNgrams):
+        return NgramScores(model)
+    if not isinstance(model, MistralForCausalLM):
+        raise InputError(
+            f"the entropy model is a {type(model).__name__}, which cannot be read byte by byte here: generate with "
+            "n-gram counts or a byte_transformer_config"
+        )
+    return TransformerScores(model, widths)
+
+
+class _Reading:
+    """In the place of an entropy model that reads prompts: it keeps what the model made of them."""
+
+    def __init__(self, model: MistralForCausalLM) -> None:
+        self.model = model
+        self.config = model.config
+        # Without the configuration it keeps every column, which a row that is cut back needs.
+        self.cache = DynamicCache()
+        self.logits = torch.empty(0)
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None, use_cache: bool) -> Any:
+        out = self.model(input_ids, attention_mask=attention_mask, past_key_values=self.cache, use_cache=True)
+        self.logits = out.logits
+        return out
+
+
+class _StepPlan:
+    """What `models.attention` asks for the keys and values of a step."""
+
+    def __init__(self, columns: Columns, spans: Spans) -> None:
+        self.columns = columns
+        self.spans = spans
+        self.windows: dict[int | None, Spans] = {None: spans}
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the new keys and values as they are; `attend` stores them."""
+        return key, value
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, score: Score) -> Tensor:
+        """Return [W, 1, H, D] for queries [W, H, 1, D], new keys and values [W, G, 1, D]."""
+        if score.window not in self.windows and score.window is not None:
+            s = self.spans
+            self.windows[score.window] = Spans(s.slot, s.column, np.maximum(s.first, s.column + 1 - score.window))
+        sight = StepSight(self.columns, f"entropy.{layer}", self.windows[score.window])
+        return sight.attend(query, key, value, score.scale).transpose(1, 2)
