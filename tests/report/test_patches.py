@@ -173,6 +173,16 @@ def test_events_that_are_not_as_they_should_be_are_left_out(tmp_path, wrong):
     build_report(tmp_path / "run")
 
 
+def test_numbers_too_large_to_draw_are_left_out(tmp_path):
+    found = [
+        noted("patches", lengths={"1": 1e308, "2": 1e308}, drift={"x": {"9" * 400: 3.0, "2": 5.0}}),
+        noted("patches", "other", lengths={"9" * 400: 3, "2": 5}),
+    ]
+    charts = charts_of(section_of(tmp_path, found))
+    lengths, drift = charts["Patches by their length (%)"], charts["Mean patch length along the text, entropy (x)"]
+    assert "other at 2: 100" in lengths and "entropy at" not in lengths and "x at 2: 5" in drift
+
+
 @pytest.mark.parametrize("data", NASTY)
 def test_texts_of_a_report_are_text(tmp_path, data):
     found = [as_event(patched(data)), noted("patches", domains={data.decode("latin-1"): 2.0}), *events()[:1]]

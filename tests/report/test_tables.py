@@ -47,6 +47,7 @@ def test_reproduction_table():
     assert "| ScPO beats gold | accuracy (%) | -3.0 | [-6.0, -1.0] | seeds | does not hold |" in table
     assert "Recipe `small`; seeds 0; 5 min 12 s; torch 2.13.0." in table
     assert "Settings tried on development seeds beforehand: 4." in table
+    assert "seeds 0; data `novels`; 5 min 12 s;" in tables.reproduction_table({**summary(), "data": "novels"})
 
 
 def test_cells_cannot_break_out_of_the_table():

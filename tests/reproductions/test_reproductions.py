@@ -137,10 +137,11 @@ def test_the_result_has_the_shape_of_a_summary():
 
 
 def test_seeds_are_run_in_directories_of_their_own_and_the_result_is_written(tmp_path: Path, monkeypatch):
-    calls = []
+    calls, read = [], []
 
     def run(method, config, out, *, seed, recipe, strict):
         calls.append((method.name, out, seed, recipe, strict))
+        read.append(config.task.data)
         arms = ("seed_model", *config.arms)
         one = summary(seed, {arm: 0.2 + 0.1 * i + 0.01 * seed for i, arm in enumerate(arms)})
         for reports in one["arms"].values():
@@ -154,6 +155,12 @@ def test_seeds_are_run_in_directories_of_their_own_and_the_result_is_written(tmp
     assert calls == [("scpo", tmp_path / "runs" / "scpo-small" / f"seed-{s}", s, "small", True) for s in range(3)]
     assert json.loads((tmp_path / "results" / "scpo.json").read_text()) == result
     assert len(result["claims"]) == len(methods.get("scpo").claims)
+    other = reproduce("scpo", recipe="small", seeds=range(3), out=tmp_path, runs=tmp_path, data=str(tmp_path / "runs"))
+    assert read == [None] * 3 + [str(tmp_path / "runs")] * 3
+    assert "data" not in result and other["data"] == str(tmp_path / "runs")
+    (tmp_path / "runs").mkdir()
+    found = reproduce("scpo", recipe="small", seeds=range(3), out=tmp_path, runs=tmp_path, data=str(tmp_path / "runs"))
+    assert found["data"] == "runs", "a result names no directories of the machine it was made on"
 
 
 def test_a_finished_seed_is_read_and_one_with_other_settings_is_not(tmp_path: Path, monkeypatch):

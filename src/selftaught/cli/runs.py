@@ -196,6 +196,7 @@ def _add_reproduce(commands) -> None:
     parser.add_argument("--recipe", default="small")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="how many seeds (default 5)")
     parser.add_argument("--first_seed", type=int, default=0, metavar="N", help="the first of them (default 0)")
+    parser.add_argument("--data", help="read this file, directory or Hub id instead of the recipe's data")
     parser.add_argument("--out", type=Path, default=Path("reproductions/results"))
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where the runs lie")
 
@@ -206,7 +207,6 @@ def _reproduce(arguments) -> None:
 
     for name in methods.NAMES if arguments.method == "all" else (arguments.method,):
         seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-        print(
-            format_table(reproduce(name, recipe=arguments.recipe, seeds=seeds, out=arguments.out, runs=arguments.runs))
-        )
+        places = {"data": arguments.data, "out": arguments.out, "runs": arguments.runs}
+        print(format_table(reproduce(name, recipe=arguments.recipe, seeds=seeds, **places)))
         print(f"\nresults: {arguments.out / f'{name}.json'}")

@@ -6,7 +6,7 @@ from importlib import import_module
 from selftaught.errors import InputError
 from selftaught.methods.method import Method
 
-NAMES = ("scpo", "divpo", "thought_po", "rip", "step_kto", "backtracking", "adaptive_decoding")
+NAMES = ("scpo", "divpo", "thought_po", "rip", "step_kto", "backtracking", "adaptive_decoding", "blt")
 
 
 def get(name: str) -> Method:

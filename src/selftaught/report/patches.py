@@ -184,7 +184,7 @@ def _lengths(noted: Mapping[str, Event], colours: Mapping[str, int]) -> Iterator
         for length, count in _numbers(event.get("lengths")).items():
             pooled = min(int(length), LONGEST)
             counts[pooled] = counts.get(pooled, 0.0) + count
-        if total := sum(counts.values()):
+        if (total := sum(counts.values())) and is_number(total):
             points = [Point(x=x, y=100 * counts.get(x, 0.0) / total) for x in range(1, max(counts) + 1)]
             lines.append(Line(label=arm, points=points, colour=_colour(arm, colours)))
     name = "Patches by their length (%)"
@@ -238,7 +238,8 @@ def _by_arm(run: Run, kind: str) -> Mapping[str, Event]:
 def _numbers(value: Any) -> dict[float, float]:
     """Return the pairs of a mapping that are numbers, in the order of their keys."""
     pairs = value.items() if isinstance(value, Mapping) else ()
-    return dict(sorted((float(k), float(v)) for k, v in pairs if is_number(v) and str(k).isdecimal()))
+    found = {float(k): float(v) for k, v in pairs if is_number(v) and str(k).isdecimal()}
+    return {k: found[k] for k in sorted(found) if is_number(k)}
 
 
 def _text_of(event: Event) -> PatchedText | None:

@@ -213,6 +213,7 @@ def _case_row(case: Mapping[str, Any]) -> list[str]:
 def _origin(result: Mapping[str, Any]) -> str:
     seeds = result.get("seeds") or []
     parts = [f"Recipe `{result.get('recipe', '')}`", f"seeds {', '.join(map(str, seeds))}" if seeds else ""]
+    parts += [f"data `{result['data']}`"] if result.get("data") else []
     parts += [figures.duration(result.get("wall_seconds")), _versions(result)]
     sentence = "Mean ± one standard error. " + "; ".join(part for part in parts if part) + "."
     tried = result.get("tried")

@@ -1,7 +1,7 @@
 """Each paper's table in miniature: the same arms over several seeds, paired by seed, and the claims computed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from math import nan, sqrt
 from pathlib import Path
@@ -37,10 +37,12 @@ def get(name: str) -> Reproduction:
     return import_module(f"selftaught.reproductions.{name}").REPRODUCTION
 
 
-def reproduce(name: str, *, recipe: str, seeds: Sequence[int], out: Path, runs: Path) -> dict[str, Any]:
+def reproduce(
+    name: str, *, recipe: str, seeds: Sequence[int], out: Path, runs: Path, data: str | None = None
+) -> dict[str, Any]:
     """Run all arms on every seed, each in its own directory below `runs`, and write `out/NAME.json`.
 
-    Seeds that are finished are read, not run again.
+    Seeds that are finished are read, not run again. With `data`, a file, a directory or a Hub id, the task reads that.
 
     Raises:
         InputError: the recipe has no reproduction, there are too few seeds, or a seed model gives nothing to show.
@@ -51,12 +53,16 @@ def reproduce(name: str, *, recipe: str, seeds: Sequence[int], out: Path, runs: 
     if len(seeds) < FEWEST_SEEDS:
         raise InputError(f"{len(seeds)} seed(s) give no interval over seeds: pass --seeds {FEWEST_SEEDS} or more")
     config, root = reproduction.recipes[recipe], runs / f"{name}-{recipe}"
+    if data:
+        config = replace(config, task=replace(config.task, data=data))
     summaries = [
         RunDirectory(root / f"seed-{seed}").finished(run_settings(method, config, seed=seed, recipe=recipe))
         or run_method(method, config, root / f"seed-{seed}", seed=seed, recipe=recipe, strict=True)
         for seed in seeds
     ]
     result = combine(method, reproduction, summaries)
+    if data:
+        result["data"] = Path(data).name if Path(data).exists() else data
     write_json(make_directory(out) / f"{name}.json", result)
     return result
 

@@ -186,6 +186,11 @@ def test_patch_lengths_that_do_not_fit(build: Build, lengths: list[list[int]]) -
         build()(random_bytes(1, 10), patch_lengths=torch.tensor(lengths, dtype=torch.int64))
 
 
+def test_patch_lengths_of_other_rows_do_not_fit(build: Build) -> None:
+    with pytest.raises(InputError, match="patch_lengths of 1 rows for 2 rows of bytes"):
+        build()(random_bytes(2, 10), patch_lengths=torch.tensor([[1, 10]]))
+
+
 def test_a_rule_that_cannot_be_followed(build: Build) -> None:
     with pytest.raises(InputError, match="pass patch_lengths"):
         build(patching="explicit")(random_bytes(1, 4))
@@ -369,6 +374,15 @@ def test_save_and_open(build: Build, ngrams: ByteNgrams, tmp_path: Path, kind: s
     assert out.logits.dtype == torch.float32 and (out.logits - before.logits).abs().max() < 0.5
 
 
+def test_an_entropy_model_is_in_float32_and_never_trained(build: Build) -> None:
+    rounded = AutoModelForCausalLM.from_config(byte_transformer_config(width=16, layers=1, heads=2)).bfloat16().train()
+    model = build(entropy_config=None, patching="space")
+    model.model.set_entropy_model(rounded)
+    kept = model.model.entropy_model
+    assert kept is not None and not kept.training
+    assert all(x.dtype == torch.float32 and not x.requires_grad for x in kept.parameters())
+
+
 def test_initial_weights(build: Build) -> None:
     torch.manual_seed(0)
     model = BltForCausalLM(BltConfig(hidden_size=64, ngram_vocab=1000, num_hidden_layers=1, decoder_layers=1))
@@ -414,6 +428,16 @@ def test_checkpointing_changes_no_gradient(build: Build) -> None:
         ({"encoder_cross_attention": "none", "pooled_query": False}, "nothing would reach"),
         ({"window": 0}, "give at least 1"),
         ({"encoder_layers": 0}, "give at least 1"),
+        ({"ngram_vocab": 0}, "ngram_vocab=0: give at least 1"),
+        ({"num_attention_heads": 0}, "give at least 1"),
+        ({"patch_size": float("nan")}, "give at least 1"),
+        ({"hidden_size": 12, "num_attention_heads": 4}, "heads of even width"),
+        ({"hidden_size": 8, "patch_width": 1, "num_attention_heads": 2}, "heads of even width"),
+        ({"global_attention_heads": 4, "global_key_value_heads": 3}, "do not divide 4 global heads"),
+        ({"ngram_sizes": (4, 3)}, "give ascending sizes"),
+        ({"ngram_sizes": (0, 3)}, "give ascending sizes"),
+        ({"patching": "stride", "patch_size": 4.5}, "give a whole number of bytes"),
+        ({"patching": "stride", "patch_size": 1e300}, "at most max_position_embeddings=8192"),
     ],
 )
 def test_configurations_that_make_no_sense(changes: dict[str, Any], message: str) -> None:

@@ -16,6 +16,17 @@ CHOICES = {
     "ngram_table": ("hash", "frequency"),
     "ngram_padding": ("omit", "zero"),
 }
+AT_LEAST_ONE = (
+    "window",
+    "patch_size",
+    "patch_width",
+    "encoder_layers",
+    "decoder_layers",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "global_attention_heads",
+    "ngram_vocab",
+)
 
 
 class ByteNgramsConfig(PreTrainedConfig):
@@ -68,7 +79,7 @@ class BltConfig(PreTrainedConfig):
         patching: rule of the patches, a key of `functional.patches.INCREMENTAL`; "explicit" needs `patch_lengths`.
         patching_threshold: nats; of the entropy for "entropy" and "both", of its rise for "monotonic".
         patching_rise: nats; of the rise for "both".
-        patch_size: bytes per patch for "stride" and "top_k".
+        patch_size: bytes per patch for "stride", a whole number, and for "top_k".
         max_patch_length: longer patches are split; None for no limit.
         entropy_config: configuration of the entropy model (see `byte_transformer_config`, `ByteNgramsConfig`); rules by
             entropy need one wherever `patch_lengths` are not given.
@@ -152,18 +163,39 @@ class BltConfig(PreTrainedConfig):
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise InputError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}")
-        if self.hidden_size % self.num_attention_heads or self.global_hidden_size % self.global_attention_heads:
+        for name in AT_LEAST_ONE:
+            if not getattr(self, name) >= 1:
+                raise InputError(f"{name}={getattr(self, name)}: give at least 1")
+        self._check_heads()
+        if self.ngram_sizes != sorted({n for n in self.ngram_sizes if n >= 1}):
+            raise InputError(f"ngram_sizes={self.ngram_sizes}: give ascending sizes of at least 1, or none")
+        if self.patching == "stride" and not (
+            self.patch_size <= self.max_position_embeddings and self.patch_size % 1 == 0
+        ):
             raise InputError(
-                f"hidden_size={self.hidden_size} and patch_width={self.patch_width} cannot be divided among "
-                f"{self.num_attention_heads} heads and {self.global_attention_heads} global heads: change one of them"
+                f"patching='stride' with patch_size={self.patch_size}: give a whole number of bytes, at most "
+                f"max_position_embeddings={self.max_position_embeddings}"
             )
         if self.encoder_cross_attention == "none" and not self.pooled_query:
             raise InputError("pooled_query=False with encoder_cross_attention='none': nothing would reach the patches")
-        for name in ("window", "patch_size", "patch_width", "encoder_layers", "decoder_layers", "num_hidden_layers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}: give at least 1")
         if self.max_patch_length is not None and self.max_patch_length < 1:
             raise InputError(f"max_patch_length={self.max_patch_length}: give at least 1, or None for no limit")
+
+    def _check_heads(self) -> None:
+        # Rotary positions turn pairs of a head's components.
+        if self.hidden_size % (2 * self.num_attention_heads) or self.global_hidden_size % (
+            2 * self.global_attention_heads
+        ):
+            raise InputError(
+                f"hidden_size={self.hidden_size} and patch_width={self.patch_width} cannot be divided among "
+                f"{self.num_attention_heads} heads and {self.global_attention_heads} global heads of even width: "
+                "change one of them"
+            )
+        if self.global_attention_heads % int(self.global_key_value_heads or 1):
+            raise InputError(
+                f"global_key_value_heads={self.global_key_value_heads} do not divide {self.global_attention_heads} "
+                "global heads: give a divisor"
+            )
 
 
 def byte_transformer_config(

@@ -19,6 +19,7 @@ from selftaught.models.blt.layers import (
     ByteCrossAttention,
     PatchCrossAttention,
     Patches,
+    RMSNorm,
     Sight,
     Stack,
     sight,
@@ -179,7 +180,7 @@ class LocalDecoder(nn.Module):
             config.global_hidden_size, config.patch_width * width if count else width, bias=False
         )
         self.cross = nn.ModuleList(ByteCrossAttention(width, heads, eps, config.double_residual) for _ in range(count))
-        self.norm = nn.RMSNorm(width, eps)
+        self.norm = RMSNorm(width, eps)
 
     def forward(self, x: Tensor, latents: Tensor, seen: Sight, patches: Patches) -> Tensor:
         """Return byte states [B, N, d], normed, of the encoder's [B, N, d] and the global model's [B, P, k * d]."""
@@ -306,7 +307,7 @@ class BltModel(BltPreTrainedModel):
             `last_hidden_state` [B, N, d] (padding holds finite numbers without a meaning) and `patch_lengths`.
 
         Raises:
-            InputError: patch lengths that do not fit the bytes, or padding inside a row.
+            InputError: patch lengths that do not fit the rows or their bytes, or padding inside a row.
         """
         rows, lengths, first = _padded_right(input_ids, attention_mask)
         starts = (
@@ -441,6 +442,10 @@ def patches_of(starts: Tensor, lengths: Tensor | None) -> Patches:
 
 
 def _given_starts(ids: Tensor, lengths: Tensor | None, patch_lengths: Tensor) -> Tensor:
+    if len(patch_lengths) != len(ids):
+        raise InputError(
+            f"patch_lengths of {len(patch_lengths)} rows for {len(ids)} rows of bytes: give one row of lengths for each"
+        )
     n = torch.full((len(ids),), ids.shape[1], device=ids.device) if lengths is None else lengths
     extra = patch_lengths.sum(1) - n
     wrong = (extra < 0) | (extra > 1) | (patch_lengths < 0).any(1)

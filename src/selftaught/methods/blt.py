@@ -1,0 +1,421 @@
+"""Byte Latent Transformer (Pagnoni et al. 2024, arXiv 2412.09871): bytes in patches that follow their entropy.
+
+A language model over bytes, without a tokenizer, whose large transformer runs once per patch:
+
+    1. a small model p_e of the next byte is trained on the text first, and frozen:
+       H_i = - sum_v p_e(v | x_<i) ln p_e(v | x_<i), nats (eq. 1, with its sign);
+    2. byte i begins a patch where H_i > theta; theta gives the wanted mean length on the training text;
+    3. bytes with their hashed n-grams pass a small encoder, patches attend to their bytes and pass the large model,
+       and in a small decoder bytes attend to the last complete patch (section 3);
+    4. all of 3 is trained on - ln p(x_i | x_<i), the mean over bytes;
+    5. what it is worth: bits per byte of held-out text, and how many more there are of each original byte under noise
+       (section 5.3), beside other rules of patching and a model over BPE tokens at equal FLOPs per byte.
+
+Arms are settings of one model (`ARMS`), and `bpe`: a Llama over tokens (`seed_model.scratch`), from random weights, on
+the same text in the same order of windows.
+
+Departures, and choices where the paper is silent:
+- the entropy model is a table of n-gram counts in small recipes, a transformer in large ones (the paper's);
+- text is cut into windows of `window_bytes` that never cross a document, read as they are: no packing across documents;
+- a window's patches are found in that window alone, and stored before training, since no weight in training moves them;
+- thresholds are calibrated on the windows trained on, begin symbols counted; the lengths of held-out text are reported;
+- FLOPs per byte are those of the training text's patches, by arithmetic (`functional.flops`), look-ups free. The `bpe`
+  arm's sizes stand in the recipe; `flops_per_byte` says how equal they are;
+- all nats over all bytes: windows and documents are summed before they are divided. The end of a text is not predicted;
+- noise is drawn for each test document by the run's seed, and is the same for every arm;
+- arms are trained on equal bytes, not for equal time: n-grams and patches have costs that FLOPs do not show.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from math import nan
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from selftaught.errors import InputError
+from selftaught.methods.method import Claim, Measured, Method, Outcome
+from selftaught.methods.rounds import check_arms
+from selftaught.plan import Work
+from selftaught.specs import SFT, ByteLatent, EntropyModel, ModelSpec, Scratch, SeedModel, Training
+from selftaught.tasks.task import TaskSpec
+from selftaught.tasks.text_corpora import Split, TextCorpus, WindowDocuments
+from selftaught.text.noise import NOISES, noised
+from selftaught.types import Document, Report, Score
+
+if TYPE_CHECKING:
+    from selftaught.evals.bits_per_byte import Cost, Costs
+    from selftaught.lab import Lab
+    from selftaught.store.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the Byte Latent Transformer.
+
+    `task.data` is the text, the sample of the package where there is none; `task.options` are `name`, `sources` and
+    `whole` of `TextCorpus`; `task.limit` bounds the documents of each split, `train_bytes` and `test_bytes` the bytes.
+    `model` is one of tokens whose layers the global transformer starts from, none by default: "byte-ify" (section 6.2).
+    `seed_model.scratch` is the token model of the arm `bpe`. The settings of every other arm are `blt`, changed as
+    `ARMS` says; `arm_lr` has learning rates that differ. The trained model of the arm `swept`, which must have a
+    threshold, is measured again at those that give mean lengths of `patch_sizes` bytes.
+    """
+
+    task: TaskSpec = field(default_factory=lambda: TaskSpec(name="text"))
+    model: ModelSpec | None = None
+    seed_model: SeedModel = field(default_factory=lambda: SeedModel(scratch=Scratch(tokenizer="bpe"), phases=()))
+    arms: tuple[str, ...] = ("entropy",)
+    train_bytes: int = 100_000_000
+    test_bytes: int = 1_000_000
+    window_bytes: int = 512
+    entropy_model: EntropyModel = field(default_factory=EntropyModel)
+    blt: ByteLatent = field(default_factory=ByteLatent)
+    training: Training = field(default_factory=Training)
+    arm_lr: dict[str, float] = field(default_factory=dict)
+    noises: tuple[str, ...] = tuple(NOISES)
+    swept: str = "entropy"
+    patch_sizes: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_arms(self.arms, ARMS, self.arm_lr, self.rounds)
+        wrong = set(self.task.options) - {"name", "sources", "whole"}
+        if self.task.name not in ("text", "user") or self.task.answer or self.task.verifier or wrong:
+            odd = ", ".join(sorted(wrong)) or "answer and verifier, or another task's name"
+            raise InputError(f"task {self.task.name}: BLT reads texts, which take --data FILE and no {odd}")
+        for noise in self.noises:
+            noised("", noise)
+        longest = min(self.blt.max_position_embeddings, self.seed_model.scratch.context)
+        if self.window_bytes >= longest:
+            raise InputError(
+                f"window_bytes={self.window_bytes}: a begin symbol and a window must fit in {longest} positions; raise "
+                "blt.max_position_embeddings and seed_model.scratch.context"
+            )
+        rule = ARMS.get(self.swept, {}).get("patching", self.blt.patching)
+        if self.patch_sizes and (self.swept == "bpe" or rule not in ("entropy", "monotonic", "both")):
+            raise InputError(f"swept={self.swept!r}: patch_sizes needs an arm with a threshold")
+
+    @property
+    def rounds(self) -> int:
+        """A model is trained once."""
+        return 1
+
+
+ARMS: dict[str, dict[str, Any]] = {
+    "entropy": {},
+    "monotonic": {"patching": "monotonic"},
+    "space": {"patching": "space"},
+    "stride": {"patching": "stride"},
+    "byte": {"patching": "byte"},
+    "no_hash": {"ngram_sizes": ()},
+    "no_cross_attention": {"encoder_cross_attention": "none", "decoder_cross_attention": "none"},
+    "learned_query": {"pooled_query": False},
+    "frequent_ngrams": {"ngram_table": "frequency"},
+    "bpe": {},
+}
+"""The arms as changes of `Config.blt`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """The documents trained on, their windows, and the windows of the test documents by noise, "" for none."""
+
+    documents: "Stage"
+    train: "Stage"
+    test: dict[str, "Stage"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """An arm's model before training, the windows it reads, with their patches where it has any, and what it costs.
+
+    `flops` are forward FLOPs per byte of the training text, `patch_length` the mean bytes per patch, or per token, of
+    the clean test text.
+    """
+
+    model: ModelSpec
+    train: "Stage"
+    test: dict[str, "Stage"]
+    flops: float
+    patch_length: float
+
+
+def run(cfg: Config, lab: "Lab") -> Outcome:
+    """Train every arm on the same windows and measure it on the same test text, clean and noised."""
+    outcome = Outcome()
+    with lab.scope(arm="seed_model"):
+        texts = read(cfg, lab)
+        entropy = entropy_model(cfg, lab, texts)  # step 1
+    starts: dict[str, ModelSpec] = {}
+    for arm in cfg.arms:
+        with lab.scope(arm=arm, round=1):
+            start = tokens(cfg, lab, texts) if arm == "bpe" else patches(cfg, lab, arm, texts, entropy)
+            model = lab.train(start.model, start.train, SFT(), training(cfg, arm))  # step 4
+            outcome.add(arm, model, measure(cfg, lab, model, start))
+            starts[arm] = start.model
+            if arm == cfg.swept and cfg.patch_sizes:
+                sweep(cfg, lab, model, texts, entropy)
+    with lab.scope(arm="seed_model"):
+        show(lab, texts, {arm: model for arm, model in starts.items() if arm not in ("bpe", "no_hash")}, entropy)
+    return outcome
+
+
+def training(cfg: Config, arm: str) -> Training:
+    """Return the training of an arm."""
+    return replace(cfg.training, lr=cfg.arm_lr.get(arm, cfg.training.lr))
+
+
+def read(cfg: Config, lab: "Lab") -> Texts:
+    """Cut the training text, and the test text with each noise, into windows."""
+    corpus = TextCorpus(data=cfg.task.data, **cfg.task.options)
+
+    def documents(split: Split, limit: int) -> "Stage":
+        return lab.stage("documents", Document, list(islice(corpus.documents(split, limit), cfg.task.limit)))
+
+    def cut(stage: "Stage") -> "Stage":
+        return lab.stage("windows", Document, WindowDocuments(length=cfg.window_bytes), stage)
+
+    train, clean = documents("train", cfg.train_bytes), documents("test", cfg.test_bytes)
+    noised = {n: lab.stage("noise", Document, Noised(noise=n, seed=lab.seed), clean) for n in cfg.noises}
+    test = {noise: cut(stage) for noise, stage in {"": clean, **noised}.items()}
+    return Texts(documents=train, train=cut(train), test=test)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noised:
+    """Documents under a noise, for `Lab.stage`; their parents, and `meta["clean"]`, are the clean ones."""
+
+    noise: str
+    seed: int
+
+    def __call__(self, documents: Iterable[Document], counts: Counter[str]) -> Iterator[Document]:
+        """Yield `documents` noised, in their order."""
+        for document in documents:
+            text = noised(document.text, self.noise, self.seed)
+            yield Document(text=text, meta={**document.meta, "clean": document.id}, parents=(document.id,))
+
+
+def entropy_model(cfg: Config, lab: "Lab", texts: Texts) -> str:
+    """Return the directory of the entropy model, trained on the windows alone."""
+    spec = cfg.entropy_model
+
+    def arguments(out: Path) -> dict[str, Any]:
+        return {"spec": spec, "documents": texts.train.path, "out": out, "seed": lab.seed}
+
+    params = {"spec": replace(spec, training=None)}
+    made = lab.artifact("entropy_model", ENTROPY_MODEL, params, [texts.train.key], arguments)
+    model = ModelSpec(source=str(made.path))
+    if spec.kind == "transformer" and spec.training:
+        model = lab.train(model, texts.train, SFT(), spec.training)
+    return model.source
+
+
+def patches(cfg: Config, lab: "Lab", arm: str, texts: Texts, entropy: str) -> Start:
+    """Build an arm's model, its threshold calibrated (step 2), and store the patches of all windows."""
+    from selftaught.evals.patches import patch_facts, patched
+    from selftaught.models.blt.build import PatchDocuments
+    from selftaught.models.load import model_key, place_key
+
+    spec = replace(cfg.blt, **ARMS[arm])
+
+    def arguments(out: Path) -> dict[str, Any]:
+        where = {"entropy": entropy, "documents": texts.train.path, "out": out}
+        return {"spec": spec, **where, "start": cfg.model, "seed": lab.seed}
+
+    params = {"spec": spec, "entropy": place_key(entropy), "start": cfg.model and model_key(cfg.model)}
+    made = lab.artifact("blt", BLT, params, [texts.train.key], arguments)
+    lab.note("calibrated", **json.loads((made.path / "patches.json").read_text(encoding="utf-8")))
+    rule, model = PatchDocuments(model=str(made.path)), ModelSpec(source=str(made.path))
+    train = lab.stage("patches", Document, rule, texts.train)
+    test = {noise: lab.stage("patches", Document, rule, windows) for noise, windows in texts.test.items()}
+    flops, facts = forward_flops(model, cfg.window_bytes, patched(train).mean_length), patch_facts(list(test[""]))
+    lab.note("patches", **facts)
+    return Start(model=model, train=train, test=test, flops=flops, patch_length=facts["patch_length"])
+
+
+def tokens(cfg: Config, lab: "Lab", texts: Texts) -> Start:
+    """Build the token model; its tokenizer is trained on the documents."""
+    from selftaught.evals.patches import patched
+    from selftaught.models.blt.build import TokenPatches
+
+    scratch = cfg.seed_model.scratch
+
+    def arguments(out: Path) -> dict[str, Any]:
+        return {"scratch": scratch, "examples": [texts.documents.path], "out": out, "seed": lab.seed}
+
+    made = lab.artifact("scratch", SCRATCH, {"scratch": scratch}, [texts.documents.key], arguments)
+    rule, model = TokenPatches(tokenizer=str(made.path)), ModelSpec(source=str(made.path))
+    both = (texts.train, texts.test[""])
+    train, test = (patched(lab.stage("tokens", Document, rule, windows)).mean_length for windows in both)
+    flops = forward_flops(model, cfg.window_bytes, train)
+    return Start(model=model, train=texts.train, test=texts.test, flops=flops, patch_length=test or nan)
+
+
+def forward_flops(model: ModelSpec, context: int, length: float | None) -> float:
+    """Return forward FLOPs per byte of a model with patches, or tokens, of `length` bytes; nan where there are none."""
+    from selftaught.evals.flops import blt_sizes_of, stack_of
+    from selftaught.functional.flops import blt_flops_per_byte, transformer_flops_per_byte
+    from selftaught.models.load import load_config
+
+    config = load_config(model)
+    if length is None:
+        return nan
+    if config.model_type == "selftaught_blt":
+        return sum(blt_flops_per_byte(blt_sizes_of(config), context, length).values())
+    return transformer_flops_per_byte(stack_of(config), context, length)
+
+
+def measure(cfg: Config, lab: "Lab", model: ModelSpec, start: Start) -> Measured:
+    """Return bits per byte of the test text and its rise under each noise (step 5), pooled over documents."""
+    from selftaught.evals.bits_per_byte import Cost, excess, per_document, pooled, standard_error
+
+    cost = {n: by_document(windows, costs(cfg, lab, model, windows)) for n, windows in start.test.items()}
+    clean = cost.pop("")
+    # Noise may leave nothing of a short document.
+    parts: dict[str, Costs] = {
+        f"rise_{n}": excess(dict.fromkeys(clean, Cost(0.0, 0)) | c, clean) for n, c in cost.items()
+    }
+    if parts:
+        parts["rise"] = mean_of(list(parts.values()))
+    parts = {"bits_per_byte": clean, **parts}
+    reports = [Report(name=n, mean=pooled(c), stderr=standard_error(c), n=len(c)) for n, c in parts.items()]
+    facts = {"patch_length": start.patch_length, "flops_per_byte": start.flops}
+    reports += [Report(name=name, mean=value, stderr=0.0, n=len(clean)) for name, value in facts.items()]
+    for report in reports:
+        lab.note_report(report)
+    return {report.name: report for report in reports}, {name: per_document(c) for name, c in parts.items()}
+
+
+def costs(cfg: Config, lab: "Lab", model: ModelSpec, windows: "Stage") -> "Costs":
+    """Return what each window costs under `model`, by its id; in float32, as arms differ by less than bf16 rounds."""
+    from selftaught.evals.bits_per_byte import Cost
+
+    scores: Iterable[Score] = lab.logps(model, windows, replace(cfg.training, precision="fp32"))
+    nats = {score.completion_id: -score.value for score in scores if score.value is not None}
+    return {window.id: Cost(nats[window.id], len(window.text.encode())) for window in windows}
+
+
+def by_document(windows: "Stage", found: "Costs") -> "dict[str, Cost]":
+    """Return what documents cost from their windows; one that is noised has its clean one's id."""
+    from selftaught.evals.bits_per_byte import gather
+
+    return gather((window.meta.get("clean", window.parents[0]), found[window.id]) for window in windows)
+
+
+def mean_of(parts: "Sequence[Costs]") -> "Costs":
+    """Return each document's mean cost over several noises."""
+    from selftaught.evals.bits_per_byte import Cost
+
+    return {d: Cost(fmean(part[d].nats for part in parts), cost.bytes) for d, cost in parts[0].items()}
+
+
+def sweep(cfg: Config, lab: "Lab", model: ModelSpec, texts: Texts, entropy: str) -> None:
+    """Measure a trained model at other thresholds: more FLOPs or fewer, without training again."""
+    from selftaught.evals.patches import changed, trade_off
+    from selftaught.models.blt.build import PatchDocuments, calibrate, open_entropy_model
+    from selftaught.models.load import load_config
+
+    known, table, points = load_config(model), open_entropy_model(entropy), []
+    sample = [window.text for window in islice(texts.train, 2000)]
+    for size in cfg.patch_sizes:
+        threshold = calibrate(changed(known, patch_size=size), table, sample)
+        rule = PatchDocuments(model=model.source, threshold=threshold)
+        windows = lab.stage("patches", Document, rule, texts.test[""])
+        found, config = costs(cfg, lab, model, windows), changed(known, patching_threshold=threshold)
+        points.append(asdict(trade_off(config, windows, found, cfg.window_bytes)))
+    lab.note("sweep", points=points)
+
+
+def show(lab: "Lab", texts: Texts, models: dict[str, ModelSpec], entropy: str) -> None:
+    """Note the beginning of a test text with its entropies and its patches by each arm's rule, for the report."""
+    from selftaught.evals.patches import patched_text
+    from selftaught.models.blt.build import open_entropy_model
+    from selftaught.models.load import load_config
+
+    if models:
+        shown = next(iter(texts.test[""])).text.encode()[:SHOWN_BYTES].decode(errors="ignore").encode()
+        rules = {arm: load_config(model) for arm, model in models.items()}
+        drawn = patched_text([1, *(b + 4 for b in shown)], rules, open_entropy_model(entropy))
+        lab.note("patched_text", **asdict(drawn))
+
+
+def plan(cfg: Config) -> list[Work]:
+    """List the work; a byte counts as a token, and finding patches as nothing."""
+    settings, test = cfg.training, cfg.test_bytes
+    rows = (settings.max_steps or 0) * settings.batch_size or int(
+        settings.epochs * -(-cfg.train_bytes // cfg.window_bytes)
+    )
+    seen, windows = rows * cfg.window_bytes, -(-test // cfg.window_bytes)
+    works = [Work(name="entropy model", rows=rows, tokens=cfg.train_bytes, passes=2)]
+    for arm in cfg.arms:
+        works += [
+            Work(name=f"{arm}: training", rows=rows, tokens=seen, passes=6),
+            Work(name=f"{arm}: bits per byte", rows=windows, tokens=test, passes=2),
+        ]
+        if cfg.noises:
+            count = len(cfg.noises)
+            works.append(Work(name=f"{arm}: noise", rows=count * windows, tokens=count * test, passes=2))
+    return works
+
+
+SHOWN_BYTES = 240
+ENTROPY_MODEL = "selftaught.models.blt.build:build_entropy_model"
+BLT = "selftaught.models.blt.build:build_blt"
+SCRATCH = "selftaught.models.scratch:build_scratch"
+
+METHOD = Method(
+    name="blt",
+    title="Byte Latent Transformer",
+    paper="arXiv 2412.09871",
+    claim="a model over bytes, in patches that follow their entropy, needs no tokenizer and stands noise better",
+    config=Config,
+    run=run,
+    plan=plan,
+    equations={
+        "entropy of the next byte (1)": "selftaught.functional.patches:next_byte_entropies",
+        "global threshold": "selftaught.functional.patches:threshold_starts",
+        "approximate monotonic rule": "selftaught.functional.patches:monotonic_starts",
+        "rolling polynomial hash": "selftaught.functional.byte_hash:ngram_hashes",
+        "FLOPs per byte": "selftaught.functional.flops:blt_flops_per_byte",
+        "bits per byte": "selftaught.evals.bits_per_byte:pooled",
+    },
+    claims=(
+        Claim(
+            text="Entropy patches cost fewer bits per byte than strided ones at equal FLOPs",
+            arm="entropy",
+            baseline="stride",
+            metric="bits_per_byte",
+            lower_is_better=True,
+        ),
+        Claim(
+            text="Hashed n-grams cost fewer bits per byte than none at equal FLOPs",
+            arm="entropy",
+            baseline="no_hash",
+            metric="bits_per_byte",
+            lower_is_better=True,
+        ),
+        Claim(
+            text="Noise, the mean of five kinds, adds fewer bits per byte than to a BPE model of equal FLOPs",
+            arm="entropy",
+            baseline="bpe",
+            metric="rise",
+            lower_is_better=True,
+        ),
+        Claim(
+            text="So does dropping a tenth of the characters",
+            arm="entropy",
+            baseline="bpe",
+            metric="rise_drop",
+            lower_is_better=True,
+        ),
+        Claim(
+            text="So does drawing the case of each letter",
+            arm="entropy",
+            baseline="bpe",
+            metric="rise_random_case",
+            lower_is_better=True,
+        ),
+    ),
+)

@@ -1,0 +1,216 @@
+import json
+from collections import Counter
+from dataclasses import replace
+from math import log
+from pathlib import Path
+
+import pytest
+import torch
+from tests import tiny
+from transformers import AutoModelForCausalLM
+
+from selftaught import recipes
+from selftaught.errors import InputError
+from selftaught.evals.bits_per_byte import Cost
+from selftaught.methods.blt import METHOD, Noised, entropy_model, forward_flops, mean_of, patches, read, tokens
+from selftaught.reproductions import get
+from selftaught.runs import run_method
+from selftaught.specs import EntropyModel, ModelSpec, Training
+from selftaught.store.manifest import read_manifest
+from selftaught.store.stage import open_stage
+from selftaught.tasks.task import TaskSpec
+from selftaught.text.noise import NOISES, noised
+from selftaught.types import Document
+
+SMALL, SMOKE = recipes.get("blt", "small"), recipes.get("blt", "smoke")
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ("entropies",)}, "no arm is called 'entropies'"),
+        ({"arm_lr": {"bytes": 1e-3}}, "no arm is called 'bytes'"),
+        ({"task": TaskSpec(name="gsm8k")}, "task gsm8k: BLT reads texts, which take --data FILE"),
+        ({"task": TaskSpec(name="text", options={"source": "a"})}, "no source"),
+        ({"noises": ("drops",)}, "unknown noise 'drops'"),
+        ({"window_bytes": 1024}, "a begin symbol and a window must fit in 1024 positions"),
+        ({"swept": "space"}, "swept='space': patch_sizes needs an arm with a threshold"),
+        ({"swept": "bpe"}, "swept='bpe': patch_sizes needs an arm with a threshold"),
+    ],
+)
+def test_settings_that_make_no_sense(changes, message):
+    with pytest.raises(InputError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_the_plan_counts_bytes():
+    twice = replace(SMALL.training, max_steps=None, epochs=2)
+    config = replace(SMALL, arms=("space", "bpe"), train_bytes=5130, training=twice)
+    works = {work.name: work for work in METHOD.plan(config)}
+    assert works["space: training"].rows == 11 * 2
+    assert works["bpe: noise"].tokens == 5 * SMALL.test_bytes
+    assert works["space: bits per byte"].tokens == SMALL.test_bytes
+    capped = replace(SMALL, training=replace(SMALL.training, max_steps=3, batch_size=7))
+    assert {work.name: work.rows for work in METHOD.plan(capped)}["entropy: training"] == 21
+
+
+def test_the_measured_arms():
+    for name, recipe in (("small", SMALL), ("corpus", recipes.get("blt", "corpus"))):
+        measured = get("blt").recipes[name]
+        assert measured.arms == ("entropy", "space", "stride", "no_hash", "bpe")
+        assert replace(measured, arms=recipe.arms) == recipe
+        assert (recipe.blt, recipe.training.lr, recipe.arm_lr) == (SMALL.blt, 2.5e-3, {"bpe": 5e-3})
+    assert {claim.baseline for claim in METHOD.claims} == {"stride", "no_hash", "bpe"}
+    assert all(claim.lower_is_better and not claim.margin for claim in METHOD.claims)
+
+
+def test_equal_flops_on_the_package_s_text(tmp_path):
+    """The arms that are compared cost the same within 2% per byte of the training text; spaces cost no more."""
+    with tiny.open_lab(tmp_path) as lab:
+        texts = read(replace(SMALL, noises=(), test_bytes=1000), lab)
+        entropy = entropy_model(SMALL, lab, texts)
+        starts = {arm: patches(SMALL, lab, arm, texts, entropy) for arm in ("entropy", "no_hash", "stride", "space")}
+        flops = {arm: start.flops for arm, start in starts.items()} | {"bpe": tokens(SMALL, lab, texts).flops}
+    assert flops["no_hash"] == flops["entropy"]
+    assert flops["stride"] == pytest.approx(flops["entropy"], rel=0.02)
+    assert flops["bpe"] == pytest.approx(flops["entropy"], rel=0.02)
+    assert 0.95 * flops["entropy"] < flops["space"] <= flops["entropy"]
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def test_noise_leads_back_to_the_clean_document():
+    clean = [Document(text="An ant.", meta={"domain": "a"}), Document(text="An ant.\n", meta={})]
+    found = list(Noised(noise="drop", seed=3)(clean, Counter()))
+    assert [d.text for d in found] == [noised(d.text, "drop", 3) for d in clean]
+    assert [(d.parents, d.meta["clean"]) for d in found] == [((d.id,), d.id) for d in clean]
+    assert found[0].meta["domain"] == "a"
+
+
+def test_the_mean_over_noises():
+    drop, repeat = {"a": Cost(1.0, 4), "b": Cost(-2.0, 5)}, {"a": Cost(2.0, 4), "b": Cost(4.0, 5)}
+    assert mean_of([drop, repeat]) == {"a": Cost(1.5, 4), "b": Cost(1.0, 5)}
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, dict]:
+    """Return the smoke recipe run on a text of its own: directory, summary."""
+    root = tmp_path_factory.mktemp("blt")
+    for split, count in (("train", 40), ("test", 4)):
+        rows = [{"text": f"The {i}th ant näher to the {i + 3}rd hill. " * 3, "title": str(i)} for i in range(count)]
+        rows += [{"text": "-", "title": "short"}] * (split == "test")
+        (root / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    config = replace(SMOKE, task=TaskSpec(name="user", data=str(root)))
+    return root / "run", run_method(METHOD, config, root / "run", seed=0, recipe="smoke")
+
+
+def test_bits_per_byte_are_those_of_the_trained_model(run):
+    """All nats over all bytes, of windows that are read one by one with the patches their model finds itself."""
+    out, summary = run
+    model = AutoModelForCausalLM.from_pretrained(out / "models" / "space").eval()
+    windows = list(open_stage(tiny.stages_of(out, "windows", "seed_model", 0)[0]))
+    test = [w for path in tiny.stages_of(out, "patches", "space", 1)[1:2] for w in open_stage(path)]
+    assert {len(w.text.encode()) <= 64 for w in (*windows, *test)} == {True}
+    nats = size = 0.0
+    for window in test:
+        ids = torch.tensor([[1, *(b + 4 for b in window.text.encode())]])
+        with torch.no_grad():
+            logits = model(input_ids=ids[:, :-1]).logits[0]
+        nats += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        size += ids.shape[1] - 1
+    assert summary["arms"]["space"]["bits_per_byte"]["mean"] == pytest.approx(nats / log(2) / size, rel=1e-5)
+    assert summary["arms"]["space"]["bits_per_byte"]["n"] == 5
+
+
+def test_every_arm_reads_the_same_windows(run):
+    out, summary = run
+    for arm in summary["arms"]:
+        assert {"bits_per_byte", "rise_drop", "rise_random_case", "rise", "patch_length", "flops_per_byte"} == set(
+            summary["arms"][arm]
+        )
+        cells = {name: cell["mean"] for name, cell in summary["arms"][arm].items()}
+        assert cells["rise"] == pytest.approx((cells["rise_drop"] + cells["rise_random_case"]) / 2)
+    stages = {arm: tiny.stages_of(out, "patches", arm, 1) for arm in ("entropy", "space", "stride", "no_hash")}
+    texts = {arm: [[d.text for d in open_stage(path)] for path in paths[:4]] for arm, paths in stages.items()}
+    assert len(texts["entropy"]) == 4 and all(found == texts["entropy"] for found in texts.values())
+    lengths = {arm: [d.patch_lengths for d in open_stage(paths[0])] for arm, paths in stages.items()}
+    assert lengths["entropy"] == lengths["no_hash"] != lengths["stride"]
+    assert all(sum(d) == len(t.encode()) + 1 for d, t in zip(lengths["space"], texts["space"][0], strict=True))
+
+
+def test_a_noise_that_leaves_nothing_costs_nothing(tmp_path, monkeypatch):
+    """A document of one byte may vanish: its rise is what it cost before, below 0."""
+    monkeypatch.setitem(NOISES, "drop", lambda text, seed: text[1:])
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "train.jsonl").write_text(json.dumps({"text": "An ant. " * 40}))
+    (rows / "test.jsonl").write_text('{"text": "A"}\n{"text": "Ant"}')
+    config = replace(SMOKE, arms=("space",), noises=("drop",), task=TaskSpec(name="text", data=str(rows)))
+    with tiny.open_lab(tmp_path / "run") as lab:
+        values = METHOD.run(config, lab).values["space"]
+    (gone,) = [d for d, value in values["bits_per_byte"].items() if values["rise_drop"][d] == -value]
+    assert len(values["rise"]) == 2 and values["rise_drop"][gone] < 0
+
+
+def test_the_sweep_is_one_model_at_other_thresholds(run):
+    out, _ = run
+    events = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    (swept,) = [event for event in events if event["event"] == "sweep"]
+    (trained,) = [e for e in events if e["event"] == "patches" and e["arm"] == "entropy"]
+    assert swept["arm"] == "entropy" and len(swept["points"]) == 1
+    point = swept["points"][0]
+    assert point["patch_length"] < trained["patch_length"]
+    model = ModelSpec(source=str(out / "models" / "entropy"))
+    assert point["flops_per_byte"] == forward_flops(model, SMOKE.window_bytes, point["patch_length"])
+    (shown,) = [event for event in events if event["event"] == "patched_text"]
+    assert list(shown["schemes"]) == ["entropy", "space", "stride"]
+    calibrated = {e["arm"]: e for e in events if e["event"] == "calibrated"}
+    assert point["threshold"] < calibrated["entropy"]["threshold"] == calibrated["no_hash"]["threshold"]
+    assert calibrated["space"]["threshold"] is None
+
+
+def test_an_arm_has_its_learning_rate(run, tmp_path):
+    config = replace(
+        SMOKE,
+        arms=("stride", "byte"),
+        arm_lr={"byte": 0.5},
+        noises=(),
+        train_bytes=500,
+        training=replace(SMOKE.training, max_steps=1),
+    )
+    with tiny.open_lab(tmp_path) as lab:
+        outcome = METHOD.run(config, lab)
+    rates = [
+        read_manifest(tiny.stages_of(tmp_path, "train", arm, 1)[0])["params"]["settings"]["lr"] for arm in config.arms
+    ]
+    assert rates == [SMOKE.training.lr, 0.5]
+    assert "rise" not in outcome.rounds["byte"][0] and outcome.rounds["byte"][0]["patch_length"].mean == 1.0
+
+
+def test_a_transformer_as_entropy_model(tmp_path):
+    training = Training(lr=1e-2, batch_size=4, max_steps=3)
+    spec = EntropyModel(kind="transformer", layers=1, width=16, heads=2, window=8, training=training)
+    config = replace(SMOKE, arms=("entropy",), entropy_model=spec, noises=(), patch_sizes=(), train_bytes=2000)
+    with tiny.open_lab(tmp_path) as lab:
+        reports = METHOD.run(config, lab).rounds["entropy"][0]
+    assert tiny.verbs_of(tmp_path, "seed_model", 0)[-2:] == ["entropy_model", "train"]
+    assert 1 < reports["patch_length"].mean < 64
+
+
+def test_the_global_transformer_of_a_token_model(tmp_path, seed_model):
+    """The layers of a Llama of width 32 are 2 slots of 16, before they are trained on."""
+    config = replace(SMOKE, arms=("stride",), model=ModelSpec(source=str(seed_model)), noises=(), patch_sizes=())
+    with tiny.open_lab(tmp_path) as lab:
+        METHOD.run(config, lab)
+    (built,) = tiny.stages_of(tmp_path, "blt", "stride", 1)
+    ours = AutoModelForCausalLM.from_pretrained(built / "files").model.global_stack
+    theirs = AutoModelForCausalLM.from_pretrained(seed_model).model.layers
+    assert len(ours.layers) == len(theirs)
+    assert torch.equal(ours.layers[0].attention.q.weight, theirs[0].self_attn.q_proj.weight)
