@@ -85,3 +85,11 @@ def test_batches_and_chats(tmp_path: Path, build: Build) -> None:
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
         assert ids[0] == 1 and ids.count(2) == 1 and tokenizer.decode(ids) == shown
         assert sorted(tokenizer.all_special_ids) == [0, 1, 2, 3] and len(tokenizer) == 260
+
+
+def test_an_added_token_of_one_character_is_no_byte():
+    tokenizer = ByteTokenizer()
+    tokenizer.add_tokens(["☃"])
+    ids = tokenizer.encode("a☃é", add_special_tokens=False)
+    assert ids == [101, 260, 199, 173]
+    assert tokenizer.decode(ids) == "a☃é"

@@ -65,7 +65,7 @@ class ByteTokenizer(PreTrainedTokenizer):
         parts: list[str] = []
         run = bytearray()
         for token in tokens:
-            if len(token) == 1:
+            if len(token) == 1 and token not in self._added_tokens_encoder:
                 run.append(ord(token))
                 continue
             parts += [run.decode("utf-8", "replace"), token]
