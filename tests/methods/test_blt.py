@@ -80,6 +80,13 @@ def test_equal_flops_on_the_package_s_text(tmp_path):
     assert 0.95 * flops["entropy"] < flops["space"] <= flops["entropy"]
 
 
+def test_equal_flops_of_the_reported_arms():
+    file = Path(__file__).parents[2] / "reproductions" / "results" / "blt.json"
+    flops = {arm: cells["flops_per_byte"]["mean"] for arm, cells in json.loads(file.read_text())["arms"].items()}
+    assert flops.pop("space") <= flops["entropy"]
+    assert all(value == pytest.approx(flops["entropy"], rel=0.02) for value in flops.values())
+
+
 # --- texts -----------------------------------------------------------------------------------------------------------
 
 
