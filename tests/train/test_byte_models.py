@@ -75,7 +75,7 @@ def test_the_probe_chooses_padded_rows_and_says_why():
         {"patching": "explicit"},
         {"ngram_vocab": 500_000, "hidden_size": 96, "num_attention_heads": 4},
         {"ngram_sizes": (), "pooled_query": False, "encoder_cross_attention": "all", "decoder_cross_attention": "none"},
-        {"global_key_value_heads": 4, "patch_width": 3, "global_attention_heads": 6, "ngram_table": "frequency"},
+        {"global_key_value_heads": 3, "patch_width": 3, "global_attention_heads": 6, "ngram_table": "frequency"},
     ],
 )
 def test_the_probe_decides_on_a_small_copy_of_every_kind(changes: dict[str, Any]):
