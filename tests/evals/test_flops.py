@@ -4,8 +4,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, LlamaConfig, MistralConfig
 
 from selftaught.errors import InputError
-from selftaught.evals.flops import blt_sizes_of, stack_of
-from selftaught.functional.flops import Stack, blt_flops_per_byte
+from selftaught.evals.flops import blt_sizes_of, flops_per_byte, stack_of
+from selftaught.functional.flops import Stack, blt_flops_per_byte, transformer_flops_per_byte
 from selftaught.models.blt import modeling
 from selftaught.models.blt.configuration import BltConfig, ByteNgramsConfig, byte_transformer_config
 from selftaught.models.blt.layers import mask_sight
@@ -26,6 +26,12 @@ SMALL = {
     "patching": "stride",
     "patch_size": 4,
 }
+
+
+def test_flops_per_byte_of_either_kind_of_model():
+    blt, tokens = BltConfig(**SMALL), LlamaConfig(hidden_size=32, intermediate_size=40, vocab_size=77)
+    assert flops_per_byte(blt, 64, 4.0) == sum(blt_flops_per_byte(blt_sizes_of(blt), 64, 4.0).values())
+    assert flops_per_byte(tokens, 64, 2.0) == transformer_flops_per_byte(stack_of(tokens), 64, 2.0)
 
 
 def test_stacks_of_known_models():

@@ -33,6 +33,11 @@ def random_rows(rows: int, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.T
     return torch.randint(0, p.VOCABULARY, (rows, n), generator=g), 3 * torch.rand(rows, n, generator=g)
 
 
+def test_ids_of_bytes() -> None:
+    assert p.byte_ids(b"").tolist() == [1]
+    assert p.byte_ids(bytes([0, 97, 255])).tolist() == [1, 4, 101, 259]
+
+
 def test_a_threshold_by_hand() -> None:
     """s = 9, 1, 2, 0.5, 2.5 over theta 1.5 at bytes 0, 2 and 4, so that bytes 1, 3 and 5 (to come) begin patches."""
     starts = p.threshold_starts(torch.tensor([[9.0, 1.0, 2.0, 0.5, 2.5]]), 1.5)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from selftaught.text.patched import PatchedText
 
 RULES = ("entropy", "monotonic", "both", "space", "stride", "byte", "top_k", "bpe")
-BY_ENTROPY = ("entropy", "monotonic", "both")
 SHOWN = ("entropy", "monotonic", "space", "stride", "bpe")
 MOST_BYTES = 8000
 """The released models' context is 8,192."""
@@ -96,13 +95,13 @@ def _read(text: str | None, file: str | None) -> bytes:
 def _patched(data: bytes, directory: Path | None, rules: Sequence[str] | None, size: float) -> "PatchedText":
     """Return the text by `rules`: a BLT's own as it is, others for patches of `size` bytes on average on the sample."""
     from selftaught.evals.patches import patched_text
-    from selftaught.functional.patches import BOS, OFFSET
+    from selftaught.functional.patches import byte_ids
     from selftaught.models.blt import BltConfig
 
     opened = _open_model(directory) if directory else None
     own = opened.config if opened is not None and isinstance(opened.config, BltConfig) else None
     model: PreTrainedModel = _entropy_model(opened)
-    ids = [BOS, *(b + OFFSET for b in data)]
+    ids = byte_ids(data).tolist()
     limit = getattr((own or model.config), "max_position_embeddings", len(ids))
     if len(ids) > limit:
         raise InputError(f"{len(data)} bytes are more than the {limit - 1} that {directory} reads: give a part of them")
@@ -145,28 +144,26 @@ def _open_model(directory: Path) -> "PreTrainedModel":
 
 def _entropy_model(opened: "PreTrainedModel | None") -> "PreTrainedModel":
     """Return what finds entropies: a BLT's own model, the model itself or, where there is none, n-grams counted."""
-    import torch
-
-    from selftaught.functional.patches import OFFSET
+    from selftaught.functional.patches import byte_ids
     from selftaught.models.blt import BltForCausalLM, count_ngrams
     from selftaught.tasks.text_corpora import TextCorpus
 
     model = opened.model.entropy_model if isinstance(opened, BltForCausalLM) else opened
     if model is not None:
         return model
-    texts = (torch.frombuffer(bytearray(d.text.encode()), dtype=torch.uint8) for d in TextCorpus().documents("train"))
-    return count_ngrams(text.long() + OFFSET for text in texts)
+    return count_ngrams(byte_ids(d.text.encode())[1:] for d in TextCorpus().documents("train"))
 
 
 def _config(rule: str, model: "PreTrainedModel", size: float) -> "BltConfig":
     """Return a rule for patches of `size` bytes on average on the sample's dev split: no n-gram was counted there."""
     from selftaught.evals.patches import changed
+    from selftaught.functional.patches import BY_THRESHOLD
     from selftaught.models.blt import BltConfig
     from selftaught.models.blt.build import calibrate
     from selftaught.tasks.text_corpora import TextCorpus, windows
 
     config = BltConfig(patching=rule, patch_size=max(1, round(size)) if rule == "stride" else size)
-    if rule not in BY_ENTROPY:
+    if rule not in BY_THRESHOLD:
         return config
     found = windows(TextCorpus().documents("dev", CALIBRATION_BYTES), WINDOW)
     return changed(config, patching_threshold=calibrate(config, model, [window.data.decode() for window in found]))

@@ -3,10 +3,19 @@
 from typing import Any
 
 from selftaught.errors import InputError
-from selftaught.functional.flops import BLTSizes, Stack
+from selftaught.functional.flops import BLTSizes, Stack, blt_flops_per_byte, transformer_flops_per_byte
+from selftaught.functional.patches import BY_ENTROPY
 from selftaught.models.blt.configuration import BltConfig
 
-_WITHOUT_ENTROPY = ("space", "stride", "byte", "explicit")
+
+def flops_per_byte(config: Any, context: int, length: float) -> float:
+    """Return forward FLOPs per byte of a model with patches, or tokens, of `length` bytes, in `context` bytes of text.
+
+    Raises InputError where they are not known of such a model.
+    """
+    if isinstance(config, BltConfig):
+        return sum(blt_flops_per_byte(blt_sizes_of(config), context, length).values())
+    return transformer_flops_per_byte(stack_of(config), context, length)
 
 
 def stack_of(config: Any) -> Stack:
@@ -38,7 +47,7 @@ def blt_sizes_of(config: BltConfig) -> BLTSizes:
     encoder_cross = {"all": config.encoder_layers, "last": 1, "none": 0}[config.encoder_cross_attention]
     pools = max(encoder_cross, 1) if config.repool else 1
     is_transformer = hasattr(config.entropy_config, "num_attention_heads")
-    by_transformer = is_transformer and config.patching not in _WITHOUT_ENTROPY
+    by_transformer = is_transformer and config.patching in BY_ENTROPY
     width, window = config.hidden_size, config.window
     head = config.global_hidden_size // config.global_attention_heads
     return BLTSizes(

@@ -18,9 +18,8 @@ from transformers import PreTrainedModel
 
 from selftaught.errors import InputError
 from selftaught.evals.bits_per_byte import Costs, pooled
-from selftaught.evals.flops import blt_sizes_of
+from selftaught.evals.flops import flops_per_byte
 from selftaught.functional import patches
-from selftaught.functional.flops import blt_flops_per_byte
 from selftaught.models.blt.configuration import BltConfig
 from selftaught.models.blt.patchers import entropies, find_starts, seen_positions
 from selftaught.models.blt.tokenization import SPECIAL
@@ -126,7 +125,7 @@ def trade_off(config: BltConfig, documents: Iterable[Document], costs: Costs, co
     """
     bits, length = pooled(costs), patched(documents).mean_length
     assert length is not None  # where there are bytes, a patch begins with the first
-    flops = sum(blt_flops_per_byte(blt_sizes_of(config), context, length).values())
+    flops = flops_per_byte(config, context, length)
     return Trade(threshold=config.patching_threshold, patch_length=length, flops_per_byte=flops, bits_per_byte=bits)
 
 

@@ -27,6 +27,23 @@ INCREMENTAL = {
 }
 
 
+BY_THRESHOLD = ("entropy", "monotonic", "both")
+"""The rules that compare entropies with a threshold, which can be calibrated for a mean patch length."""
+BY_ENTROPY = (*BY_THRESHOLD, "top_k")
+"""The rules that read entropies at all."""
+
+
+def byte_ids(data: bytes) -> Tensor:
+    """Return the ids of a text, BOS in front, int64 [len(data) + 1].
+
+    >>> byte_ids(b"a").tolist()
+    [1, 101]
+    """
+    ids = torch.frombuffer(bytearray(b"\0" + data), dtype=torch.uint8).long() + OFFSET
+    ids[0] = BOS
+    return ids
+
+
 def next_byte_entropies(logits: Tensor) -> Tensor:
     """Return H_i = -sum_v p(v | x_<=i) ln p(v | x_<=i) in nats, float32 [...], of logits [..., V] (eq. 1, signed)."""
     return torch.special.entr(logits.float().softmax(-1)).sum(-1)

@@ -255,16 +255,10 @@ def tokens(cfg: Config, lab: "Lab", texts: Texts) -> Start:
 
 def forward_flops(model: ModelSpec, context: int, length: float | None) -> float:
     """Return forward FLOPs per byte of a model with patches, or tokens, of `length` bytes; nan where there are none."""
-    from selftaught.evals.flops import blt_sizes_of, stack_of
-    from selftaught.functional.flops import blt_flops_per_byte, transformer_flops_per_byte
+    from selftaught.evals.flops import flops_per_byte
     from selftaught.models.load import load_config
 
-    config = load_config(model)
-    if length is None:
-        return nan
-    if config.model_type == "selftaught_blt":
-        return sum(blt_flops_per_byte(blt_sizes_of(config), context, length).values())
-    return transformer_flops_per_byte(stack_of(config), context, length)
+    return nan if length is None else flops_per_byte(load_config(model), context, length)
 
 
 def measure(cfg: Config, lab: "Lab", model: ModelSpec, start: Start) -> Measured:
@@ -331,13 +325,14 @@ def sweep(cfg: Config, lab: "Lab", model: ModelSpec, texts: Texts, entropy: str)
 def show(lab: "Lab", texts: Texts, models: dict[str, ModelSpec], entropy: str) -> None:
     """Note the beginning of a test text with its entropies and its patches by each arm's rule, for the report."""
     from selftaught.evals.patches import patched_text
+    from selftaught.functional.patches import byte_ids
     from selftaught.models.blt.build import open_entropy_model
     from selftaught.models.load import load_config
 
     if models:
         shown = next(iter(texts.test[""])).text.encode()[:SHOWN_BYTES].decode(errors="ignore").encode()
         rules = {arm: load_config(model) for arm, model in models.items()}
-        drawn = patched_text([1, *(b + 4 for b in shown)], rules, open_entropy_model(entropy))
+        drawn = patched_text(byte_ids(shown).tolist(), rules, open_entropy_model(entropy))
         lab.note("patched_text", **asdict(drawn))
 
 

@@ -67,7 +67,7 @@ def own() -> Config:
 
 
 def small() -> Config:
-    """The package's sample of novels and a model of 0.8M parameters beside its table: two minutes per arm on a core.
+    """The package's sample of novels and a model of 0.8M parameters beside its table: minutes per arm on a core.
 
     Encoder and decoder see 8 bytes, and n-grams 3: what lies further back reaches a byte through patches alone. With
     wider windows a model that has read so little needs no patches, and their rule makes no difference.
@@ -104,7 +104,7 @@ def small() -> Config:
 
 
 def corpus() -> Config:
-    """The model of `small` on 6 MB of a corpus, read once: name it with `--data`. Four minutes per arm on a core.
+    """The model of `small` on 6 MB of a corpus, read once: name it with `--data`. Minutes per arm on a core.
 
     The token model is narrower here, for its tokens are shorter than those of novels alone: FLOPs are equal.
     """

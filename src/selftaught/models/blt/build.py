@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -30,7 +29,6 @@ from selftaught.types import Document
 
 FACTS = "patches.json"
 """The file beside a model that says what its patches turned out to be."""
-BY_ENTROPY = ("entropy", "monotonic", "both", "top_k")
 CALIBRATION_BYTES = 2 << 20
 BATCH_BYTES = 1 << 16
 _DOCUMENTS_AT_ONCE = 4096
@@ -47,7 +45,8 @@ def build_entropy_model(*, spec: EntropyModel, documents: Path, out: Path, seed:
     """
     quiet_loading()
     if spec.kind == "ngrams":
-        count_ngrams((_ids(text) for text in _texts(open_stage(documents))), spec.context).save_pretrained(out)
+        texts = (patches.byte_ids(text.encode()) for text in _texts(open_stage(documents)))
+        count_ngrams(texts, spec.context).save_pretrained(out)
         return
     if spec.width % (2 * spec.heads):
         raise InputError(f"width={spec.width} gives {spec.heads} heads no even width each: change one of them")
@@ -92,18 +91,18 @@ def build_blt(
     Raises:
         InputError: a rule by entropy without a model, a patch size that no threshold gives, or sizes that do not fit.
     """
-    if spec.patching in BY_ENTROPY and entropy is None:
+    if spec.patching in patches.BY_ENTROPY and entropy is None:
         raise InputError(f"patching={spec.patching!r} needs the entropies of a model: give one")
     quiet_loading()
     config = BltConfig(**asdict(spec))
     model = _new_model(config, seed) if start is None else byteify(load_model(start), config, seed)
     config, stage = model.config, open_stage(documents)
     if spec.ngram_table == "frequency":
-        model.model.set_frequent_ngrams(_ids(text) for text in _texts(stage))
+        model.model.set_frequent_ngrams(patches.byte_ids(text.encode()) for text in _texts(stage))
     if entropy is not None:
         model.model.set_entropy_model(open_entropy_model(entropy))
     model, sample = model.to(default_device()), _sample(stage)
-    calibrated = spec.patching in ("entropy", "monotonic", "both")
+    calibrated = spec.patching in patches.BY_THRESHOLD
     if calibrated:
         config.patching_threshold = calibrate(config, model.model.entropy_model, [d.text for d in sample])
     facts = _facts(sample if spec.patching == "explicit" else list(_patched(model, sample)))
@@ -192,7 +191,7 @@ class TokenPatches:
         """Yield `documents` in their order with `patch_lengths`."""
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer).backend_tokenizer
         for document in documents:
-            lengths = bpe_patch_lengths(tokenizer, [_ids(document.text)])[0].tolist()
+            lengths = bpe_patch_lengths(tokenizer, [patches.byte_ids(document.text.encode())])[0].tolist()
             yield replace(document, patch_lengths=tuple(lengths))
 
 
@@ -214,7 +213,7 @@ def _patched(model: BltForCausalLM, documents: Iterable[Document]) -> Iterator[D
 
 def _batches(texts: Sequence[str], device: torch.device) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Yield (places in `texts`, ids [B, N], lengths [B]) of what a model reads of them: all but each last byte."""
-    rows = [_ids(text)[:-1] for text in texts]
+    rows = [patches.byte_ids(text.encode())[:-1] for text in texts]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     while order:
         width = len(rows[order[-1]])
@@ -222,12 +221,6 @@ def _batches(texts: Sequence[str], device: torch.device) -> Iterator[tuple[list[
         places, order = order[-count:], order[:-count]
         lengths = torch.tensor([len(rows[i]) for i in places], device=device)
         yield places, pad_sequence([rows[i] for i in places], batch_first=True).to(device), lengths
-
-
-def _ids(text: str) -> Tensor:
-    """Return the ids of a text, the begin symbol in front: int64 [bytes + 1]."""
-    symbols = np.frombuffer(text.encode(), np.uint8).astype(np.int64) + patches.OFFSET
-    return torch.from_numpy(np.concatenate([[patches.BOS], symbols]))
 
 
 def _texts(stage: Stage[Document]) -> Iterator[str]:

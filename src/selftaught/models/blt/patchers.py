@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
 
 from selftaught.errors import InputError
 from selftaught.functional import patches
@@ -24,13 +24,16 @@ def build_entropy_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def entropies(model: PreTrainedModel, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+def entropies(
+    model: PreTrainedModel, input_ids: Tensor, positions: Tensor | None = None, cache: Cache | None = None
+) -> Tensor:
     """Return s_i, the entropy in nats of byte i + 1 after bytes 0..i, float32 [B, N].
 
     Args:
         model: as `build_entropy_model` gives it.
         input_ids: [B, N] int64, padded on the right with any ids.
         positions: [B, N] places; a byte sees that many bytes before it. None: all of its row.
+        cache: keeps the keys and values of a transformer, where it is given.
     """
     if isinstance(model, ByteNgrams):
         return model.entropies(input_ids, positions)
@@ -40,8 +43,8 @@ def entropies(model: PreTrainedModel, input_ids: Tensor, positions: Tensor | Non
     mask = None
     if positions is not None:
         mask = attention_mask(n, getattr(model.config, "sliding_window", None), positions, input_ids.device)
-    logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-    return patches.next_byte_entropies(logits)
+    kept = {"past_key_values": cache, "use_cache": cache is not None}
+    return patches.next_byte_entropies(model(input_ids=input_ids, attention_mask=mask, **kept).logits)
 
 
 def find_starts(
@@ -60,7 +63,17 @@ def find_starts(
     """
     if config.patching == "explicit":
         raise InputError("patching='explicit' finds no boundaries: pass patch_lengths, or choose another rule")
-    starts = _follow_rule(config, model, input_ids, lengths)
+    scores = None
+    if config.patching in patches.BY_ENTROPY:
+        if model is None:
+            raise InputError(f"patching={config.patching!r} without an entropy model: give entropy_config")
+        scores = entropies(model, input_ids, seen_positions(config, input_ids))
+    return starts_by(config, input_ids, scores, lengths)
+
+
+def starts_by(config: BltConfig, input_ids: Tensor, scores: Tensor | None, lengths: Tensor | None = None) -> Tensor:
+    """Return the same from known entropies `scores` [B, N], which rules that read none ignore."""
+    starts = _follow_rule(config, input_ids, scores, lengths)
     if config.documents:
         starts = patches.close_patches(starts, patches.document_begins(input_ids) | (input_ids == patches.EOS))
     return patches.split_patches(starts, config.max_patch_length) if config.max_patch_length else starts
@@ -89,16 +102,14 @@ def bpe_patch_lengths(tokenizer: Tokenizer, input_ids: Sequence[Tensor]) -> Tens
     return pad_sequence(rows, batch_first=True)
 
 
-def _follow_rule(config: BltConfig, model: PreTrainedModel | None, ids: Tensor, lengths: Tensor | None) -> Tensor:
+def _follow_rule(config: BltConfig, ids: Tensor, scores: Tensor | None, lengths: Tensor | None) -> Tensor:
     if config.patching == "space":
         return patches.space_starts(ids)
     if config.patching == "stride":
         return patches.stride_starts(ids, int(config.patch_size))
     if config.patching == "byte":
         return patches.byte_starts(ids)
-    if model is None:
-        raise InputError(f"patching={config.patching!r} without an entropy model: give entropy_config")
-    scores = entropies(model, ids, seen_positions(config, ids))
+    assert scores is not None  # all other rules read them
     if config.patching == "top_k":
         return patches.top_k_starts(scores, config.patch_size, lengths)
     if config.patching == "monotonic":

@@ -8,15 +8,13 @@ from torch import Tensor
 from transformers import DynamicCache, MistralForCausalLM, PreTrainedModel
 
 from selftaught.errors import InputError
-from selftaught.functional.patches import next_byte_entropies
+from selftaught.functional.patches import BY_THRESHOLD, next_byte_entropies
 from selftaught.models import attention
 from selftaught.models.attention import Plan, PlanCache, Score, active_plan
 from selftaught.models.blt.cache import Columns, Spans, StepSight
 from selftaught.models.blt.configuration import BltConfig
 from selftaught.models.blt.ngram_entropy import ByteNgrams
-from selftaught.models.blt.patchers import entropies, find_starts, seen_positions
-
-BY_ENTROPY = ("entropy", "monotonic", "both")
+from selftaught.models.blt.patchers import entropies, seen_positions, starts_by
 
 
 class NgramScores:
@@ -27,8 +25,8 @@ class NgramScores:
 
     def read(self, config: BltConfig, ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return starts [B, N + 1] and s_i [B, N] of ids [B, N], and what of them to store per byte."""
-        starts = find_starts(config, self.model, ids, lengths)
-        return starts, entropies(self.model, ids, seen_positions(config, ids)), {}
+        scores = entropies(self.model, ids, seen_positions(config, ids))
+        return starts_by(config, ids, scores, lengths), scores, {}
 
     def step(self, recent: Tensor, seen: np.ndarray, columns: Columns, spans: Spans) -> Tensor:
         """Return s_i [R] after the last of the bytes `recent` [R, M], which sees `seen` [R] of those before it."""
@@ -46,11 +44,12 @@ class TransformerScores:
 
     def read(self, config: BltConfig, ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return starts [B, N + 1] and s_i [B, N] of ids [B, N], and what of them to store per byte."""
-        reading = _Reading(self.model)
-        starts = find_starts(config, cast(PreTrainedModel, reading), ids, lengths)
-        layers = enumerate(reading.cache.layers)
+        # Without a configuration it keeps every column, which a row that is cut back needs.
+        cache = DynamicCache()
+        scores = entropies(self.model, ids, seen_positions(config, ids), cache)
+        layers = enumerate(cache.layers)
         kept = {f"entropy.{i}.{kind}": getattr(layer, kind) for i, layer in layers for kind in ("keys", "values")}
-        return starts, next_byte_entropies(reading.logits), kept
+        return starts_by(config, ids, scores, lengths), scores, kept
 
     def step(self, recent: Tensor, seen: np.ndarray, columns: Columns, spans: Spans) -> Tensor:
         """Return s_i [R] after the last of the bytes `recent` [R, M]; `spans` has what each would see without windows.
@@ -86,7 +85,7 @@ def open_scores(config: BltConfig, model: PreTrainedModel | None, widths: tuple[
     Raises:
         InputError: there is no entropy model, or it is one that is not decoded here.
     """
-    if config.patching not in BY_ENTROPY:
+    if config.patching not in BY_THRESHOLD:
         return None
     if model is None:
         raise InputError(f"patching={config.patching!r} without an entropy model: give entropy_config")
@@ -98,22 +97,6 @@ def open_scores(config: BltConfig, model: PreTrainedModel | None, widths: tuple[
             "n-gram counts or a byte_transformer_config"
         )
     return TransformerScores(model, widths)
-
-
-class _Reading:
-    """In the place of an entropy model that reads prompts: it keeps what the model made of them."""
-
-    def __init__(self, model: MistralForCausalLM) -> None:
-        self.model = model
-        self.config = model.config
-        # Without the configuration it keeps every column, which a row that is cut back needs.
-        self.cache = DynamicCache()
-        self.logits = torch.empty(0)
-
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None, use_cache: bool) -> Any:
-        out = self.model(input_ids, attention_mask=attention_mask, past_key_values=self.cache, use_cache=True)
-        self.logits = out.logits
-        return out
 
 
 class _StepPlan:
