@@ -19,7 +19,8 @@ from selftaught.specs import EntropyModel, ModelSpec, Training
 from selftaught.store.manifest import read_manifest
 from selftaught.store.stage import open_stage
 from selftaught.tasks.task import TaskSpec
-from selftaught.text.noise import NOISES, noised
+from selftaught.text import noise
+from selftaught.text.noise import noised
 from selftaught.types import Document
 
 SMALL, SMOKE = recipes.get("blt", "small"), recipes.get("blt", "smoke")
@@ -36,6 +37,7 @@ SMALL, SMOKE = recipes.get("blt", "small"), recipes.get("blt", "smoke")
         ({"task": TaskSpec(name="gsm8k")}, "task gsm8k: BLT reads texts, which take --data FILE"),
         ({"task": TaskSpec(name="text", options={"source": "a"})}, "no source"),
         ({"noises": ("drops",)}, "unknown noise 'drops'"),
+        ({"light_share": 1.5}, "share=1.5 is no share of the characters"),
         ({"window_bytes": 1024}, "a begin symbol and a window must fit in 1024 positions"),
         ({"swept": "space"}, "swept='space': patch_sizes needs an arm with a threshold"),
         ({"swept": "bpe"}, "swept='bpe': patch_sizes needs an arm with a threshold"),
@@ -51,7 +53,7 @@ def test_the_plan_counts_bytes():
     config = replace(SMALL, arms=("space", "bpe"), train_bytes=5130, training=twice)
     works = {work.name: work for work in METHOD.plan(config)}
     assert works["space: training"].rows == 11 * 2
-    assert works["bpe: noise"].tokens == 5 * SMALL.test_bytes
+    assert works["bpe: noise"].tokens == 8 * SMALL.test_bytes
     assert works["space: bits per byte"].tokens == SMALL.test_bytes
     capped = replace(SMALL, training=replace(SMALL.training, max_steps=3, batch_size=7))
     assert {work.name: work.rows for work in METHOD.plan(capped)}["entropy: training"] == 21
@@ -92,10 +94,17 @@ def test_equal_flops_of_the_reported_arms():
 
 def test_noise_leads_back_to_the_clean_document():
     clean = [Document(text="An ant.", meta={"domain": "a"}), Document(text="An ant.\n", meta={})]
-    found = list(Noised(noise="drop", seed=3)(clean, Counter()))
-    assert [d.text for d in found] == [noised(d.text, "drop", 3) for d in clean]
+    found = list(Noised(noise="drop", share=0.4, seed=3)(clean, Counter()))
+    assert [d.text for d in found] == [noised(d.text, "drop", 3, 0.4) for d in clean]
     assert [(d.parents, d.meta["clean"]) for d in found] == [((d.id,), d.id) for d in clean]
     assert found[0].meta["domain"] == "a"
+
+
+def test_drawn_noises_are_measured_twice():
+    config = replace(SMALL, noises=("antspeak", "repeat"), light_share=0.05)
+    paper = {"antspeak": ("antspeak", None), "repeat": ("repeat", 0.2)}
+    assert config.noise_shares == paper | {"light_repeat": ("repeat", 0.05)}
+    assert replace(config, light_share=0.0).noise_shares == paper
 
 
 def test_the_mean_over_noises():
@@ -139,11 +148,12 @@ def test_bits_per_byte_are_those_of_the_trained_model(run):
 def test_every_arm_reads_the_same_windows(run):
     out, summary = run
     for arm in summary["arms"]:
-        assert {"bits_per_byte", "rise_drop", "rise_random_case", "rise", "patch_length", "flops_per_byte"} == set(
-            summary["arms"][arm]
-        )
         cells = {name: cell["mean"] for name, cell in summary["arms"][arm].items()}
+        rises = {f"rise{light}{noise}" for light in ("", "_light") for noise in ("", "_drop", "_random_case")}
+        assert cells.keys() == {"bits_per_byte", "patch_length", "flops_per_byte"} | rises
         assert cells["rise"] == pytest.approx((cells["rise_drop"] + cells["rise_random_case"]) / 2)
+        assert cells["rise_light"] == pytest.approx((cells["rise_drop"] + cells["rise_light_random_case"]) / 2)
+        assert cells["rise_drop"] == cells["rise_light_drop"]
     stages = {arm: tiny.stages_of(out, "patches", arm, 1) for arm in ("entropy", "space", "stride", "no_hash")}
     texts = {arm: [[d.text for d in open_stage(path)] for path in paths[:4]] for arm, paths in stages.items()}
     assert len(texts["entropy"]) == 4 and all(found == texts["entropy"] for found in texts.values())
@@ -154,7 +164,7 @@ def test_every_arm_reads_the_same_windows(run):
 
 def test_a_noise_that_leaves_nothing_costs_nothing(tmp_path, monkeypatch):
     """A document of one byte may vanish: its rise is what it cost before, below 0."""
-    monkeypatch.setitem(NOISES, "drop", lambda text, seed: text[1:])
+    monkeypatch.setitem(noise._DRAWN, "drop", lambda text, seed, share: text[1:])
     rows = tmp_path / "rows"
     rows.mkdir()
     (rows / "train.jsonl").write_text(json.dumps({"text": "An ant. " * 40}))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selftaught.errors import InputError
-from selftaught.text.noise import DROPPED, MOST_TIMES, NOISES, REPEATED, drop, noised, random_case, repeat
+from selftaught.text.noise import MOST_TIMES, NOISES, SHARES, drop, noised, random_case, repeat
 from selftaught.types import content_id
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 500
@@ -44,13 +44,45 @@ def test_shares():
     def near(found, share):
         return abs(found / n - share) < 5 * (share * (1 - share) / n) ** 0.5
 
-    assert near(n - len(drop(LONG)), DROPPED)
+    dropped, repeated = SHARES["drop"], SHARES["repeat"]
+    assert near(n - len(drop(LONG)), dropped)
     changed = random_case("a" * n)
     assert near(changed.count("A"), 0.5) and set(changed) == {"a", "A"}
     letters = [chr(0x4E00 + i) for i in range(n)]
     times = Counter(Counter(repeat("".join(letters))).values())
     assert set(times) == {1, 2, 3, 4} and MOST_TIMES == 4
-    assert near(times[1], 1 - REPEATED) and all(near(times[k], REPEATED / 3) for k in (2, 3, 4))
+    assert near(times[1], 1 - repeated) and all(near(times[k], repeated / 3) for k in (2, 3, 4))
+
+
+def test_shares_of_one_s_own():
+    """Within five standard errors over 22,500 characters; of those drawn for their case half were lower already."""
+    n = len(LONG)
+
+    def near(found, share):
+        return abs(found / n - share) < 5 * (share * (1 - share) / n) ** 0.5
+
+    assert near(n - len(noised(LONG, "drop", share=0.02)), 0.02)
+    assert near(noised("a" * n, "random_case", share=0.02).count("A"), 0.01)
+    assert near(noised("A" * n, "random_case", share=0.02).count("a"), 0.01)
+    letters = "".join(chr(0x4E00 + i) for i in range(n))
+    assert near(sum(c > 1 for c in Counter(noised(letters, "repeat", share=0.02)).values()), 0.02)
+
+
+@pytest.mark.parametrize("noise", SHARES)
+def test_nothing_is_drawn_at_share_0_and_the_paper_s_is_the_default(noise):
+    assert noised(LONG, noise, 3, 0.0) == LONG
+    assert noised(LONG, noise, 3, SHARES[noise]) == noised(LONG, noise, 3)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_is_one(share):
+    with pytest.raises(InputError, match=r"drop: share=.* is no share of the characters; give 0 to 1"):
+        noised("a", "drop", share=share)
+
+
+def test_what_is_not_drawn_has_no_share():
+    with pytest.raises(InputError, match=r"antspeak changes all characters, not share=0\.5: leave it out"):
+        noised("a", "antspeak", share=0.5)
 
 
 def test_documents_get_noise_of_their_own():

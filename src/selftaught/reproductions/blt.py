@@ -4,13 +4,22 @@ from dataclasses import replace
 
 from selftaught.recipes import blt
 from selftaught.reproductions import Reproduction
+from selftaught.text.noise import NOISES
 
 ARMS = ("entropy", "space", "stride", "no_hash", "bpe")
-NOISES = blt.small().noises
 
 REPRODUCTION = Reproduction(
     method="blt",
-    metrics=("bits_per_byte", "rise", *(f"rise_{noise}" for noise in NOISES), "patch_length", "flops_per_byte"),
+    metrics=(
+        "bits_per_byte",
+        "rise_light",
+        "rise_light_random_case",
+        "rise_light_repeat",
+        "rise",
+        *(f"rise_{noise}" for noise in NOISES),
+        "patch_length",
+        "flops_per_byte",
+    ),
     recipes={"small": replace(blt.small(), arms=ARMS), "corpus": replace(blt.corpus(), arms=ARMS)},
-    tried=20,
+    tried=31,
 )
