@@ -160,6 +160,14 @@ def test_claims_are_over_the_problems_both_arms_have_an_answer_for():
     assert summary["arms"]["scpo"]["accuracy"] == {"mean": 1.0, "stderr": None, "n": 3}
 
 
+def test_a_claim_of_one_run_weighs_problems_as_the_outcome_says():
+    """Differences of 1 and 0 at weights 3 and 1 are 3/4; a problem without a weight counts once."""
+    outcome = outcome_of({"seed_model": {"a": 0.0, "b": 0.0}, "scpo": {"a": 1.0, "b": 0.0}})
+    outcome.weights = {"a": 3.0, "c": 5.0}
+    (claim,) = summarise(SCPO, "small", 0, outcome, 1.0)["claims"]
+    assert claim["difference"] == pytest.approx(3 / 4)
+
+
 def test_without_answers_there_is_a_summary_without_claims():
     summary = summarise(SCPO, "own", 0, outcome_of({"seed_model": {"a": None}, "scpo": {"a": None}}), 1.0)
     assert summary["claims"] == []

@@ -127,6 +127,8 @@ def _over_problems(claim: Claim, outcome: Outcome) -> Interval | None:
     if claim.gold or not claim.baseline or claim.round != -1:
         return None
     ours, baseline = (outcome.values.get(arm, {}).get(claim.metric, {}) for arm in (claim.arm, claim.baseline))
-    pairs = [(value, baseline.get(problem)) for problem, value in ours.items()]
-    both = [(a, b) for a, b in pairs if a is not None and b is not None]
-    return paired_bootstrap([a for a, _ in both], [b for _, b in both]) if both else None
+    pairs = [(value, baseline.get(problem), outcome.weights.get(problem, 1.0)) for problem, value in ours.items()]
+    both = [(a, b, weight) for a, b, weight in pairs if a is not None and b is not None]
+    if not both:
+        return None
+    return paired_bootstrap([a for a, _, _ in both], [b for _, b, _ in both], [weight for _, _, weight in both])

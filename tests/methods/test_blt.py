@@ -145,6 +145,15 @@ def test_bits_per_byte_are_those_of_the_trained_model(run):
     assert summary["arms"]["space"]["bits_per_byte"]["n"] == 5
 
 
+def test_claims_of_one_run_are_over_all_bytes(run):
+    """As the arms' bits per byte are, so that the difference is one of what is reported."""
+    arms, claims = run[1]["arms"], run[1]["claims"]
+    assert {claim["metric"] for claim in claims} > {"bits_per_byte", "rise_light"}
+    for claim in claims:
+        ours, baseline = (arms[claim[arm]][claim["metric"]]["mean"] for arm in ("arm", "baseline"))
+        assert claim["difference"] == pytest.approx(ours - baseline, abs=1e-9)
+
+
 def test_every_arm_reads_the_same_windows(run):
     out, summary = run
     for arm in summary["arms"]:

@@ -9,21 +9,15 @@ The end: predictions of special ids (begin, end of sequence) are no part of the 
 kind of model. So a text cut into windows costs the sum of its windows, and a window needs no end.
 
 A mean over documents would weigh a short one like a long one, so sums come first: `pooled` bits per byte are all nats
-over all bytes, and intervals are of that ratio, over documents drawn again with replacement.
+over all bytes, and intervals weigh documents by their bytes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import fsum, isfinite, log, nan, sqrt
-
-import numpy as np
+from math import fsum, log, nan, sqrt
 
 from selftaught.errors import InputError
-from selftaught.evals.intervals import Interval
 from selftaught.evals.metrics import PerProblem
-
-_DRAWS = 10_000
-_BLOCK = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +32,6 @@ Costs = Mapping[str, Cost]
 """Costs by document id, so that two models pair up."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rise:
-    """How many bits per byte noise adds, pooled over documents.
-
-    `per_original_byte` is the one to report: both terms are divided by the bytes of the clean text, so that times these
-    bytes it is the number of bits that the same message costs more, for any model and any noise. `per_own_byte` divides
-    the noised text's nats by its own bytes, and falls where noise adds bytes that are easy to predict (the spaces of
-    AntSpeak), however much more the message costs.
-    """
-
-    per_original_byte: float
-    per_own_byte: float
-
-
 def bits_per_byte(cost: Cost) -> float | None:
     """Return nats / (ln 2 * bytes), None where there are no bytes.
 
@@ -61,28 +41,6 @@ def bits_per_byte(cost: Cost) -> float | None:
     1.0
     """
     return cost.nats / (log(2) * cost.bytes) if cost.bytes else None
-
-
-def cost_of(text: str, nats: Sequence[float], *, per_byte: bool) -> Cost:
-    """Return the cost of `text` from the nats of its predictions in order, without those of special ids.
-
-    With `per_byte` they are a byte model's, and there must be as many as the text has bytes.
-
-    Worked: "é" and "a" are 3 bytes; two tokens at 1 and 2 nats cost 3 nats over these 3 bytes, 1.4427 bits per byte.
-
-    >>> round(bits_per_byte(cost_of("éa", [1.0, 2.0], per_byte=False)), 4)
-    1.4427
-
-    Raises InputError for a value that is no finite number of nats of 0 or more, for a wrong number of values, and for a
-    text with none.
-    """
-    size = len(text.encode())
-    wrong = next((i for i, value in enumerate(nats) if not (isfinite(value) and value >= 0)), None)
-    if wrong is not None:
-        raise InputError(f"prediction {wrong} of {text[:40]!r} costs {nats[wrong]} nats: give -ln p, finite, 0 or more")
-    if (len(nats) != size) if per_byte else ((len(nats) > 0) != (size > 0)):
-        raise InputError(f"{len(nats)} predictions for the {size} bytes of {text[:40]!r}: leave out special ids only")
-    return Cost(fsum(nats), size)
 
 
 def gather(parts: Iterable[tuple[str, Cost]]) -> dict[str, Cost]:
@@ -132,87 +90,19 @@ def standard_error(costs: Costs) -> float:
 def excess(noised: Costs, clean: Costs) -> dict[str, Cost]:
     """Return what noise adds to each document's cost, over the bytes of the clean text.
 
-    `pooled` of it is `Rise.per_original_byte`. A document whose noised text costs less has fewer than 0 nats.
+    So `pooled` of it, times these bytes, is the number of bits that the same message costs more, for any model and any
+    noise. Over the noised text's own bytes it would fall where noise adds bytes that are easy to predict (the spaces
+    of AntSpeak), however much more the message costs. A document whose noised text costs less has fewer than 0 nats.
+
+    Worked: 2 bytes at 1 bit each become 4 at 0.75: 3 - 2 = 1 bit more over 2 bytes, 0.5.
+
+    >>> round(pooled(excess({"a": Cost(3 * log(2), 4)}, {"a": Cost(2 * log(2), 2)})), 4)
+    0.5
 
     Raises InputError where the documents are not the same.
     """
-    _check_documents(noised, clean)
-    return {document: Cost(noised[document].nats - cost.nats, cost.bytes) for document, cost in clean.items()}
-
-
-def difference(ours: Costs, baseline: Costs, seed: int = 0) -> Interval:
-    """Return `pooled(ours) - pooled(baseline)` on the same documents, with its 95% interval over documents.
-
-    The interval is a percentile bootstrap of the ratio (sum of nats' differences) / (ln 2 * sum of bytes) over 10,000
-    draws of documents. It is about these two models: it says nothing of other training seeds.
-
-    Raises InputError where the two are not of the same documents with the same bytes.
-    """
-    _check_paired(ours, baseline)
-    gaps = np.array([ours[document].nats - baseline[document].nats for document in ours]) / log(2)
-    return _interval(gaps, np.array([cost.bytes for cost in ours.values()], float), seed)
-
-
-def rise(noised: Costs, clean: Costs) -> Rise:
-    """Return how many bits per byte noise adds; document ids are those of the clean documents in both.
-
-    Worked: 2 bytes at 1 bit each become 4 at 0.75: 3 - 2 = 1 bit more over 2 bytes, 0.5; per own byte -0.25.
-
-    >>> rise({"a": Cost(3 * log(2), 4)}, {"a": Cost(2 * log(2), 2)})
-    Rise(per_original_byte=0.5, per_own_byte=-0.25)
-
-    Raises InputError where the documents are not the same.
-    """
-    _check_documents(noised, clean)
-    return Rise(
-        per_original_byte=pooled(_over_clean_bytes(noised, clean)) - pooled(clean),
-        per_own_byte=pooled(noised) - pooled(clean),
-    )
-
-
-def rise_difference(ours: tuple[Costs, Costs], baseline: tuple[Costs, Costs], seed: int = 0) -> Interval:
-    """Return our rise per original byte minus the baseline's, each given as (noised, clean), with its 95% interval.
-
-    Below 0: noise costs our model fewer bits. Documents and draws are those of `difference`.
-    """
-    (ours_noised, ours_clean), (base_noised, base_clean) = ours, baseline
-    _check_paired(ours_clean, base_clean)
-    _check_paired(ours_noised, base_noised)
-    _check_documents(ours_noised, ours_clean)
-    gaps = [(ours_noised[d].nats - ours_clean[d].nats) - (base_noised[d].nats - base_clean[d].nats) for d in ours_clean]
-    return _interval(np.array(gaps) / log(2), np.array([c.bytes for c in ours_clean.values()], float), seed)
-
-
-def _over_clean_bytes(noised: Costs, clean: Costs) -> dict[str, Cost]:
-    return {document: Cost(noised[document].nats, cost.bytes) for document, cost in clean.items()}
-
-
-def _interval(gaps: np.ndarray, sizes: np.ndarray, seed: int) -> Interval:
-    if not sizes.sum():
-        raise InputError(f"{len(sizes)} documents without a byte of text: give some text")
-    filled = sizes > 0
-    gaps, sizes = gaps[filled], sizes[filled]
-    source = np.random.default_rng(seed)
-    ratios = []
-    for _ in range(_DRAWS // _BLOCK):
-        rows = source.integers(0, len(gaps), (_BLOCK, len(gaps)))
-        ratios.append(gaps[rows].sum(axis=1) / sizes[rows].sum(axis=1))
-    low, high = np.quantile(np.concatenate(ratios), (0.025, 0.975))
-    estimate = float(gaps.sum() / sizes.sum())
-    return Interval(estimate=estimate, low=float(low), high=float(high), over="problems", n=len(gaps))
-
-
-def _check_documents(ours: Costs, others: Costs) -> None:
-    if ours.keys() != others.keys():
-        odd = sorted(ours.keys() ^ others.keys())[0]
+    if odd := sorted(noised.keys() ^ clean.keys()):
         raise InputError(
-            f"{len(ours)} and {len(others)} documents do not pair: {odd} is in one only; cost the same ones"
+            f"{len(noised)} and {len(clean)} documents do not pair: {odd[0]} is in one only; cost the same ones"
         )
-
-
-def _check_paired(ours: Costs, baseline: Costs) -> None:
-    _check_documents(ours, baseline)
-    odd = next((d for d in ours if ours[d].bytes != baseline[d].bytes), None)
-    if odd is not None:
-        sizes = f"{ours[odd].bytes} and {baseline[odd].bytes}"
-        raise InputError(f"document {odd} has {sizes} bytes: cost the same text under both models")
+    return {document: Cost(noised[document].nats - cost.nats, cost.bytes) for document, cost in clean.items()}

@@ -11,7 +11,6 @@ from selftaught.errors import InputError
 
 _DRAWS = 10_000
 _BLOCK = 500
-_FEWEST_SEEDS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +22,6 @@ class Interval:
     high: float
     over: Literal["seeds", "problems"]
     n: int
-
-    def excludes_zero_above(self) -> bool | None:
-        """Say whether the whole interval is above 0: the claim holds. None over problems of one seed or two."""
-        return self.low > 0 if self.over == "seeds" else None
 
 
 def paired_t(ours: Sequence[float], baseline: Sequence[float]) -> Interval:
@@ -46,32 +41,29 @@ def paired_t(ours: Sequence[float], baseline: Sequence[float]) -> Interval:
     return Interval(estimate=mean, low=mean - half, high=mean + half, over="seeds", n=len(differences))
 
 
-def paired_bootstrap(ours: Sequence[float], baseline: Sequence[float], seed: int = 0) -> Interval:
-    """Return the mean difference of paired problems with its percentile bootstrap interval (10,000 draws)."""
+def paired_bootstrap(
+    ours: Sequence[float], baseline: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0
+) -> Interval:
+    """Return the mean difference of paired problems with its percentile bootstrap interval (10,000 draws).
+
+    With `weights`, such as the bytes of documents, it is sum(weight * difference) / sum(weight) in each draw.
+
+    Raises InputError where there is no pair, or no weight above 0.
+    """
     differences = _differences(ours, baseline)
+    sizes = np.ones(len(differences)) if weights is None else np.asarray(weights, float)
+    if len(sizes) != len(differences) or not ((sizes > 0) & np.isfinite(sizes)).all():
+        raise InputError(f"{len(differences)} pairs and {len(sizes)} weights: give each a finite one above 0")
     if not len(differences):
         raise InputError("no problem was scored for both arms: nothing to compare")
-    source = np.random.default_rng(seed)
-    means = [
-        differences[source.integers(0, len(differences), (_BLOCK, len(differences)))].mean(axis=1)
-        for _ in range(_DRAWS // _BLOCK)
-    ]
+    source, sums = np.random.default_rng(seed), differences * sizes
+    means = []
+    for _ in range(_DRAWS // _BLOCK):
+        rows = source.integers(0, len(differences), (_BLOCK, len(differences)))
+        means.append(sums[rows].sum(axis=1) / sizes[rows].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
-    estimate = float(differences.mean())
+    estimate = float(sums.sum() / sizes.sum())
     return Interval(estimate=estimate, low=float(low), high=float(high), over="problems", n=len(differences))
-
-
-def difference(
-    ours: Sequence[float],
-    baseline: Sequence[float],
-    problems: tuple[Sequence[float], Sequence[float]] | None = None,
-) -> Interval:
-    """Return `ours - baseline`, paired by seed: Student t from 3 seeds on, else a bootstrap over paired `problems`."""
-    if len(ours) >= _FEWEST_SEEDS:
-        return paired_t(ours, baseline)
-    if problems is None:
-        raise InputError(f"{len(ours)} seed(s) give no interval: run 3 or more, or keep the per-problem results")
-    return paired_bootstrap(*problems)
 
 
 def ratio_of_means(gains: Sequence[float], gold_gains: Sequence[float], seed: int = 0) -> Interval:

@@ -158,6 +158,7 @@ def run(cfg: Config, lab: "Lab") -> Outcome:
     outcome = Outcome()
     with lab.scope(arm="seed_model"):
         texts = read(cfg, lab)
+        outcome.weights = sizes(texts.test[""])
         entropy = entropy_model(cfg, lab, texts)  # step 1
     starts: dict[str, ModelSpec] = {}
     for arm in cfg.arms:
@@ -310,6 +311,14 @@ def by_document(windows: "Stage", found: "Costs") -> "dict[str, Cost]":
     from selftaught.evals.bits_per_byte import gather
 
     return gather((window.meta.get("clean", window.parents[0]), found[window.id]) for window in windows)
+
+
+def sizes(windows: Iterable[Document]) -> dict[str, float]:
+    """Return the bytes of documents by their id from those of their windows: what claims of one run weigh them by."""
+    found: Counter[str] = Counter()
+    for window in windows:
+        found[window.parents[0]] += len(window.text.encode())
+    return dict(found)
 
 
 def mean_of(parts: "Sequence[Costs]") -> "Costs":

@@ -44,11 +44,15 @@ Measured = tuple[dict[str, Report], dict[str, PerProblem]]
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a run returns: per arm its last model, one dict (metric -> Report) per round, last values per problem."""
+    """What a run returns: per arm its last model, one dict (metric -> Report) per round, last values per problem.
+
+    `weights` are those of problems that do not count alike, such as the bytes of documents.
+    """
 
     models: dict[str, ModelSpec] = field(default_factory=dict)
     rounds: dict[str, list[dict[str, Report]]] = field(default_factory=dict)
     values: dict[str, dict[str, PerProblem]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
 
     def add(self, arm: str, model: ModelSpec, measured: Measured) -> None:
         """Add a round of `arm`: its model, its reports and their per-problem values, which replace earlier ones."""
