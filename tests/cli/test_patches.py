@@ -100,6 +100,12 @@ def test_a_blt_shows_its_own_rule_first(lines, tmp_path, entropies):
     assert lines("abacab", "--model", own, "--rule", "stride", "--rule", "entropy")[0] == shown[0]
 
 
+def test_rules_are_shown_as_they_are_named(lines, tmp_path):
+    shown = lines(TEXT, "--rule", "bpe", "--rule", "stride", "--rule", "bpe", "--out", tmp_path / "o.svg")
+    assert [rule for rule, _, _ in shown] == ["bpe", "stride"]
+    assert "bpe" in tmp_path.joinpath("o.svg").read_text(encoding="utf-8")
+
+
 def test_a_blt_without_entropies_shows_its_own_rule_over_those_of_n_grams(lines, tmp_path):
     own = blt(tmp_path, patching="stride", patch_size=3.0)
     assert lines("abcdefgh", "--model", own)[0] == ("stride", "2.67", "abc|def|gh")

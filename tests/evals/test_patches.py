@@ -100,8 +100,13 @@ def test_places_without_a_width_are_an_error():
 
 
 def test_facts_are_what_json_holds():
-    facts = patch_facts([document(2, 2), document(4, domain="b")])
-    assert facts == {"patch_length": pytest.approx(8 / 3), "lengths": {"2": 2, "4": 1}, "domains": {"a": 2.0, "b": 4.0}}
+    facts = patch_facts([document(2, 2), document(4, domain="b")], width=2)
+    assert facts == {
+        "patch_length": pytest.approx(8 / 3),
+        "lengths": {"2": 2, "4": 1},
+        "domains": {"a": 2.0, "b": 4.0},
+        "drift": {"0": 2.0, "2": 4.0},
+    }
 
 
 def test_a_trade_off_is_of_the_documents_own_patches():

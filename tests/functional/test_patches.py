@@ -205,9 +205,9 @@ def test_rounding_does_not_move_a_calibrated_boundary() -> None:
 @pytest.mark.parametrize(
     ("scores", "length", "message"),
     [
-        ([1.0, 1.0], 2.0, "1 different"),
-        ([], 2.0, "0 different"),
-        ([1.0, math.nan], 2.0, "finite"),
+        ([1.0, 1.0], 2.0, "different scores: 1"),
+        ([], 2.0, "different scores: 0"),
+        ([1.0, math.nan], 2.0, "1 scores are not finite"),
         ([1.0, 2.0], 1.0, "mean_patch_length is 1.0"),
         ([1.0, 2.0], math.nan, "mean_patch_length is nan"),
     ],

@@ -13,6 +13,7 @@ from selftaught import recipes
 from selftaught.errors import InputError
 from selftaught.evals.bits_per_byte import Cost
 from selftaught.methods.blt import METHOD, Noised, entropy_model, forward_flops, mean_of, patches, read, tokens
+from selftaught.recipes.blt import RECIPES
 from selftaught.reproductions import get
 from selftaught.runs import run_method
 from selftaught.specs import EntropyModel, ModelSpec, Training
@@ -37,8 +38,17 @@ SMALL, SMOKE = recipes.get("blt", "small"), recipes.get("blt", "smoke")
         ({"task": TaskSpec(name="gsm8k")}, "task gsm8k: BLT reads texts, which take --data FILE"),
         ({"task": TaskSpec(name="text", options={"source": "a"})}, "no source"),
         ({"noises": ("drops",)}, "unknown noise 'drops'"),
-        ({"light_share": 1.5}, "share=1.5 is no share of the characters"),
-        ({"window_bytes": 1024}, "a begin symbol and a window must fit in 1024 positions"),
+        ({"light_share": 1.5}, "light_share=1.5 is no share of the characters"),
+        ({"window_bytes": 1024}, "blt.max_position_embeddings=1024: a begin symbol and a window of window_bytes=1024"),
+        ({"training": Training(max_length=512)}, "training.max_length=512: a begin symbol and a window"),
+        (
+            {"entropy_model": EntropyModel(kind="transformer", training=Training(max_length=9))},
+            "entropy_model.training.max_length=9: a begin symbol",
+        ),
+        ({"blt": replace(SMALL.blt, patching="space")}, "blt.patching='space': arms name the rule; give --arms space"),
+        ({"swept": "entropies"}, "swept='entropies': patch_sizes needs an arm with a threshold"),
+        ({"patch_sizes": (3.0, 1.0)}, "give mean lengths of more than 1 byte"),
+        ({"patch_sizes": (float("nan"),)}, "give mean lengths of more than 1 byte"),
         ({"swept": "space"}, "swept='space': patch_sizes needs an arm with a threshold"),
         ({"swept": "bpe"}, "swept='bpe': patch_sizes needs an arm with a threshold"),
     ],
@@ -54,9 +64,14 @@ def test_the_plan_counts_bytes():
     works = {work.name: work for work in METHOD.plan(config)}
     assert works["space: training"].rows == 11 * 2
     assert works["bpe: noise"].tokens == 8 * SMALL.test_bytes
+    assert "entropy model" not in works and "space: sweep" not in works
     assert works["space: bits per byte"].tokens == SMALL.test_bytes
     capped = replace(SMALL, training=replace(SMALL.training, max_steps=3, batch_size=7))
-    assert {work.name: work.rows for work in METHOD.plan(capped)}["entropy: training"] == 21
+    spec = EntropyModel(kind="transformer", training=Training(max_steps=5, batch_size=2))
+    works = {work.name: work for work in METHOD.plan(replace(capped, entropy_model=spec, noises=()))}
+    assert (works["entropy: training"].rows, works["entropy: training"].passes) == (21, 6)
+    assert (works["entropy model"].rows, works["entropy model"].tokens) == (10, 10 * 512)
+    assert works["entropy: sweep"].tokens == 4 * SMALL.test_bytes and "entropy: noise" not in works
 
 
 def test_the_measured_arms():
@@ -80,6 +95,21 @@ def test_equal_flops_on_the_package_s_text(tmp_path):
     assert flops["stride"] == pytest.approx(flops["entropy"], rel=0.02)
     assert flops["bpe"] == pytest.approx(flops["entropy"], rel=0.02)
     assert 0.95 * flops["entropy"] < flops["space"] <= flops["entropy"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_model_reads_whole_windows(name, tmp_path):
+    """Training leaves out what is longer than a model's context, without an error."""
+    config = recipes.get("blt", name)
+    texts = [{"text": "x" * config.window_bytes, "title": "a"}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    (tmp_path / "test.jsonl").write_text(json.dumps(texts[0]))
+    spec = replace(config.entropy_model, kind="transformer", layers=1, width=8, heads=2, training=None)
+    config = replace(config, task=TaskSpec(name="user", data=str(tmp_path)), entropy_model=spec, noises=())
+    with tiny.open_lab(tmp_path / "run") as lab:
+        entropy = entropy_model(config, lab, read(config, lab))
+    longest = AutoModelForCausalLM.from_pretrained(entropy).config.max_position_embeddings
+    assert config.window_bytes < min(longest, config.blt.max_position_embeddings)
 
 
 def test_equal_flops_of_the_reported_arms():
@@ -183,6 +213,51 @@ def test_a_noise_that_leaves_nothing_costs_nothing(tmp_path, monkeypatch):
         values = METHOD.run(config, lab).values["space"]
     (gone,) = [d for d, value in values["bits_per_byte"].items() if values["rise_drop"][d] == -value]
     assert len(values["rise"]) == 2 and values["rise_drop"][gone] < 0
+
+
+def test_noise_that_leaves_nothing_of_any_text_costs_nothing(tmp_path):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "train.jsonl").write_text(json.dumps({"text": "An ant. " * 40}))
+    (rows / "test.jsonl").write_text('{"text": "A"}')
+    task = TaskSpec(name="text", data=str(rows))
+    config = replace(SMOKE, arms=("space",), noises=("drop",), light_share=1.0, task=task)
+    with tiny.open_lab(tmp_path / "run") as lab:
+        reports = METHOD.run(config, lab).rounds["space"][0]
+    assert reports["rise_light_drop"].mean == -reports["bits_per_byte"].mean
+
+
+def test_tokens_are_counted_and_not_the_characters_they_share(tmp_path):
+    """Under a tokenizer of bytes alone, "é" is two tokens, which are one patch: 1 byte per token in both splits."""
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for split in ("train", "test"):
+        (rows / f"{split}.jsonl").write_text(json.dumps({"text": "é" * 40}), encoding="utf-8")
+    bytes_alone = replace(SMOKE.seed_model, scratch=replace(SMOKE.seed_model.scratch, vocab_size=258))
+    config = replace(SMOKE, task=TaskSpec(name="text", data=str(rows)), seed_model=bytes_alone, noises=())
+    with tiny.open_lab(tmp_path / "run") as lab:
+        start = tokens(config, lab, read(config, lab))
+    assert start.patch_length == 1.0
+    assert start.flops == forward_flops(start.model, config.window_bytes, 1.0)
+
+
+def test_every_rule_of_patches_is_an_arm(tmp_path):
+    """Those that read ahead too, for comparison: of tokens, and of a count of the highest entropies."""
+    config = replace(SMOKE, arms=("both", "top_k", "bpe_patches"), noises=(), patch_sizes=(), train_bytes=2000)
+    with tiny.open_lab(tmp_path) as lab:
+        found = {arm: rounds[0] for arm, rounds in METHOD.run(config, lab).rounds.items()}
+        texts = read(config, lab)
+        of_tokens = tokens(config, lab, texts)
+    assert all(reports["bits_per_byte"].mean > 0 for reports in found.values())
+    assert found["top_k"]["patch_length"].mean == pytest.approx(config.blt.patch_size, rel=0.25)
+    assert found["bpe_patches"]["patch_length"].mean == pytest.approx(of_tokens.patch_length, rel=0.02)
+
+
+def test_the_sweep_is_calibrated_before_the_model_is_trained(tmp_path):
+    config = replace(SMOKE, arms=("entropy",), noises=(), patch_sizes=(63.0,), train_bytes=2000)
+    with tiny.open_lab(tmp_path) as lab, pytest.raises(InputError, match=r"patch_size=63\.0"):
+        METHOD.run(config, lab)
+    assert "train" not in tiny.verbs_of(tmp_path, "entropy", 1)
 
 
 def test_the_sweep_is_one_model_at_other_thresholds(run):

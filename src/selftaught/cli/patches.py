@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ def add_commands(commands) -> None:
         "--rule",
         action="append",
         choices=RULES,
-        help=f"may be repeated; the first is drawn (default: {', '.join(SHOWN)}; before them a BLT's own)",
+        help=f"may be repeated; a BLT's own is shown first, and the first is drawn (default: {', '.join(SHOWN)})",
     )
     parser.add_argument(
         "--patch_size", type=float, default=4.5, metavar="BYTES", help="wanted mean length (default: %(default)s)"
@@ -110,7 +111,10 @@ def _patched(data: bytes, directory: Path | None, rules: Sequence[str] | None, s
     for name in names:
         if name != "bpe" and name not in wanted:
             wanted[name] = _config(name, model, size)
-    return patched_text(ids, wanted, model, given={"bpe": _bpe_patches(ids)} if "bpe" in names else {})
+    text = patched_text(ids, wanted, model, given={"bpe": _bpe_patches(ids)} if "bpe" in names else {})
+    # A BLT's own rule, where it is shown, stays first.
+    order = dict.fromkeys([*([own.patching] if own and own.patching in wanted else []), *names])
+    return replace(text, schemes={name: text.schemes[name] for name in order})
 
 
 def _open_model(directory: Path) -> "PreTrainedModel":

@@ -1,11 +1,16 @@
-"""The sizes of models, from their configurations, for `functional.flops`."""
+"""The sizes of models, from their configurations, and of their tokens, for `functional.flops`."""
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from selftaught.errors import InputError
 from selftaught.functional.flops import BLTSizes, Stack, blt_flops_per_byte, transformer_flops_per_byte
 from selftaught.functional.patches import BY_ENTROPY
 from selftaught.models.blt.configuration import BltConfig
+from selftaught.types import Document
+
+_AT_ONCE = 1000
 
 
 def flops_per_byte(config: Any, context: int, length: float) -> float:
@@ -16,6 +21,16 @@ def flops_per_byte(config: Any, context: int, length: float) -> float:
     if isinstance(config, BltConfig):
         return sum(blt_flops_per_byte(blt_sizes_of(config), context, length).values())
     return transformer_flops_per_byte(stack_of(config), context, length)
+
+
+def bytes_per_token(tokenizer: Any, documents: Iterable[Document]) -> float | None:
+    """Return the bytes of all texts over their tokens, special ones left out; None where there is no token."""
+    size = tokens = 0
+    stream = iter(documents)
+    while texts := [document.text for document in islice(stream, _AT_ONCE)]:
+        size += sum(len(text.encode()) for text in texts)
+        tokens += sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    return size / tokens if tokens else None
 
 
 def stack_of(config: Any) -> Stack:

@@ -101,12 +101,13 @@ def patched_by_place(documents: Iterable[Document], width: int) -> dict[int, Pat
     return {place * width: Patched(sizes[place], begun[place]) for place in sorted(sizes)}
 
 
-def patch_facts(documents: Sequence[Document]) -> dict[str, Any]:
-    """Return what a report draws of the patches of `documents`: mean length, histogram and mean length by domain."""
+def patch_facts(documents: Sequence[Document], width: int) -> dict[str, Any]:
+    """Return what a report draws of patches: mean length, histogram, mean length by domain and by `width` bytes."""
     return {
         "patch_length": patched(documents).mean_length,
         "lengths": {str(length): count for length, count in length_histogram(documents).items()},
         "domains": mean_lengths(patched_by_domain(documents)),
+        "drift": mean_lengths(patched_by_place(documents, width)),
     }
 
 

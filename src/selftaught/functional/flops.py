@@ -4,7 +4,7 @@ A matrix product of [a, b] and [b, c] costs 2abc. Counted are the matrix product
 mixture, feed-forward layers, the output layer. Embeddings, hashed n-grams and other look-ups, norms, softmax,
 activations, rotations and residual sums count as 0 (Pagnoni et al. 2024, arXiv 2412.09871, and, for the convention,
 Hoffmann et al. 2022, arXiv 2203.15556). Everything is per token, byte or patch as named, for one forward pass; a
-training step costs three (`TRAINING_PASSES`): backward is held to be twice the forward pass.
+training step costs three: backward is held to be twice the forward pass, and recomputation is not counted.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from selftaught.errors import InputError
-
-TRAINING_PASSES = 3
-"""Forward passes that a training step costs: one forward, and a backward worth two. Recomputation is not counted."""
 
 Choice = TypeVar("Choice")
 

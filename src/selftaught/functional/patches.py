@@ -226,8 +226,10 @@ def calibrate_threshold(scores: Tensor, mean_patch_length: float, tolerance: flo
     if not mean_patch_length > 1:
         raise ValueError(f"mean_patch_length is {mean_patch_length}: it must be more than 1; use patches of one byte")
     values, counts = scores.double().flatten().unique(return_counts=True)
-    if len(values) < 2 or not values.isfinite().all():
-        raise ValueError(f"{len(values)} different scores, not all of them finite: give at least two, without NaN")
+    if not values.isfinite().all():
+        raise ValueError(f"{int((~values.isfinite()).sum())} scores are not finite: give entropies, in nats")
+    if len(values) < 2:
+        raise ValueError(f"different scores: {len(values)}; give at least two, of text that varies")
     above = counts.flip(0).cumsum(0).flip(0)[1:]
     gaps = values.diff()
     wanted = scores.numel() / mean_patch_length

@@ -31,7 +31,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -60,9 +60,9 @@ class Config:
     `whole` of `TextCorpus`; `task.limit` bounds the documents of each split, `train_bytes` and `test_bytes` the bytes.
     `model` is one of tokens whose layers the global transformer starts from, none by default: "byte-ify" (section 6.2).
     `seed_model.scratch` is the token model of the arm `bpe`. The settings of every other arm are `blt`, changed as
-    `ARMS` says; `arm_lr` has learning rates that differ. The trained model of the arm `swept`, which must have a
-    threshold, is measured again at those that give mean lengths of `patch_sizes` bytes.
-    `noises` spoil the share of characters that the paper says; those that are drawn are measured once more with
+    `ARMS` says, where the rule of patches is named too; `arm_lr` has learning rates that differ. The trained model of
+    the arm `swept`, which must have a threshold, is measured again at those that give mean lengths of `patch_sizes`
+    bytes. `noises` spoil the share of characters that the paper says; those that are drawn are measured once more with
     `light_share` of them (0: not), at which a small model still reads.
     """
 
@@ -84,21 +84,39 @@ class Config:
 
     def __post_init__(self) -> None:
         check_arms(self.arms, ARMS, self.arm_lr, self.rounds)
+        self._check_text()
+        self._check_lengths()
+        if self.blt.patching != "entropy":
+            raise InputError(f"blt.patching={self.blt.patching!r}: arms name the rule; give --arms {self.blt.patching}")
+        if self.patch_sizes and self.swept not in ("entropy", "monotonic", "both"):
+            raise InputError(f"swept={self.swept!r}: patch_sizes needs an arm with a threshold")
+
+    def _check_text(self) -> None:
         wrong = set(self.task.options) - {"name", "sources", "whole"}
         if self.task.name not in ("text", "user") or self.task.answer or self.task.verifier or wrong:
             odd = ", ".join(sorted(wrong)) or "answer and verifier, or another task's name"
             raise InputError(f"task {self.task.name}: BLT reads texts, which take --data FILE and no {odd}")
         for noise in self.noises:
-            noised("", noise, share=self.light_share if noise in SHARES else None)
-        longest = min(self.blt.max_position_embeddings, self.seed_model.scratch.context)
-        if self.window_bytes >= longest:
-            raise InputError(
-                f"window_bytes={self.window_bytes}: a begin symbol and a window must fit in {longest} positions; raise "
-                "blt.max_position_embeddings and seed_model.scratch.context"
-            )
-        rule = ARMS.get(self.swept, {}).get("patching", self.blt.patching)
-        if self.patch_sizes and (self.swept == "bpe" or rule not in ("entropy", "monotonic", "both")):
-            raise InputError(f"swept={self.swept!r}: patch_sizes needs an arm with a threshold")
+            noised("", noise)
+        if not 0 <= self.light_share <= 1:
+            raise InputError(f"light_share={self.light_share} is no share of the characters; give 0 to 1")
+
+    def _check_lengths(self) -> None:
+        entropy = self.entropy_model.training
+        for name, longest in {
+            "blt.max_position_embeddings": self.blt.max_position_embeddings,
+            "seed_model.scratch.context": self.seed_model.scratch.context,
+            "training.max_length": self.training.max_length,
+            "entropy_model.training.max_length": entropy.max_length if entropy else None,
+        }.items():
+            if longest is not None and self.window_bytes >= longest:
+                raise InputError(
+                    f"{name}={longest}: a begin symbol and a window of window_bytes={self.window_bytes} must fit; "
+                    "raise the one or lower the other"
+                )
+        for size in self.patch_sizes:
+            if not 1 < size < inf:
+                raise InputError(f"patch_sizes={self.patch_sizes}: give mean lengths of more than 1 byte")
 
     @property
     def rounds(self) -> int:
@@ -117,9 +135,12 @@ class Config:
 ARMS: dict[str, dict[str, Any]] = {
     "entropy": {},
     "monotonic": {"patching": "monotonic"},
+    "both": {"patching": "both"},
     "space": {"patching": "space"},
     "stride": {"patching": "stride"},
     "byte": {"patching": "byte"},
+    "top_k": {"patching": "top_k"},
+    "bpe_patches": {"patching": "explicit"},
     "no_hash": {"ngram_sizes": ()},
     "no_cross_attention": {"encoder_cross_attention": "none", "decoder_cross_attention": "none"},
     "learned_query": {"pooled_query": False},
@@ -164,13 +185,14 @@ def run(cfg: Config, lab: "Lab") -> Outcome:
     for arm in cfg.arms:
         with lab.scope(arm=arm, round=1):
             start = tokens(cfg, lab, texts) if arm == "bpe" else patches(cfg, lab, arm, texts, entropy)
+            swept = thresholds(cfg, start, texts, entropy) if arm == cfg.swept else []
             model = lab.train(start.model, start.train, SFT(), training(cfg, arm))  # step 4
             outcome.add(arm, model, measure(cfg, lab, model, start))
             starts[arm] = start.model
-            if arm == cfg.swept and cfg.patch_sizes:
-                sweep(cfg, lab, model, texts, entropy)
+            if swept:
+                sweep(cfg, lab, model, texts, swept)
     with lab.scope(arm="seed_model"):
-        show(lab, texts, {arm: model for arm, model in starts.items() if arm not in ("bpe", "no_hash")}, entropy)
+        show(lab, texts, {arm: model for arm, model in starts.items() if arm in DRAWN}, entropy)
     return outcome
 
 
@@ -216,9 +238,10 @@ def entropy_model(cfg: Config, lab: "Lab", texts: Texts) -> str:
     spec = cfg.entropy_model
 
     def arguments(out: Path) -> dict[str, Any]:
-        return {"spec": spec, "documents": texts.train.path, "out": out, "seed": lab.seed}
+        where = {"documents": texts.train.path, "out": out}
+        return {"spec": spec, "context": cfg.blt.max_position_embeddings, **where, "seed": lab.seed}
 
-    params = {"spec": replace(spec, training=None)}
+    params = {"spec": replace(spec, training=None), "context": cfg.blt.max_position_embeddings}
     made = lab.artifact("entropy_model", ENTROPY_MODEL, params, [texts.train.key], arguments)
     model = ModelSpec(source=str(made.path))
     if spec.kind == "transformer" and spec.training:
@@ -229,42 +252,52 @@ def entropy_model(cfg: Config, lab: "Lab", texts: Texts) -> str:
 def patches(cfg: Config, lab: "Lab", arm: str, texts: Texts, entropy: str) -> Start:
     """Build an arm's model, its threshold calibrated (step 2), and store the patches of all windows."""
     from selftaught.evals.patches import patch_facts, patched
-    from selftaught.models.blt.build import PatchDocuments
+    from selftaught.models.blt.build import PatchDocuments, TokenPatches
     from selftaught.models.load import model_key, place_key
 
-    spec = replace(cfg.blt, **ARMS[arm])
+    spec, documents = replace(cfg.blt, **ARMS[arm]), texts.train
+    rule: PatchDocuments | TokenPatches | None = None
+    if spec.patching == "explicit":
+        rule = TokenPatches(tokenizer=token_model(cfg, lab, texts).source)
+        documents = lab.stage("patches", Document, rule, texts.train)
 
     def arguments(out: Path) -> dict[str, Any]:
-        where = {"entropy": entropy, "documents": texts.train.path, "out": out}
+        where = {"entropy": entropy, "documents": documents.path, "out": out}
         return {"spec": spec, **where, "start": cfg.model, "seed": lab.seed}
 
     params = {"spec": spec, "entropy": place_key(entropy), "start": cfg.model and model_key(cfg.model)}
-    made = lab.artifact("blt", BLT, params, [texts.train.key], arguments)
+    made = lab.artifact("blt", BLT, params, [documents.key], arguments)
     lab.note("calibrated", **json.loads((made.path / "patches.json").read_text(encoding="utf-8")))
-    rule, model = PatchDocuments(model=str(made.path)), ModelSpec(source=str(made.path))
+    rule, model = rule or PatchDocuments(model=str(made.path)), ModelSpec(source=str(made.path))
     train = lab.stage("patches", Document, rule, texts.train)
     test = {noise: lab.stage("patches", Document, rule, windows) for noise, windows in texts.test.items()}
-    flops, facts = forward_flops(model, cfg.window_bytes, patched(train).mean_length), patch_facts(list(test[""]))
+    flops = forward_flops(model, cfg.window_bytes, patched(train).mean_length)
+    facts = patch_facts(list(test[""]), width=-(-cfg.window_bytes // 8))
     lab.note("patches", **facts)
     return Start(model=model, train=train, test=test, flops=flops, patch_length=facts["patch_length"])
 
 
 def tokens(cfg: Config, lab: "Lab", texts: Texts) -> Start:
-    """Build the token model; its tokenizer is trained on the documents."""
-    from selftaught.evals.patches import patched
-    from selftaught.models.blt.build import TokenPatches
+    """Build the token model and count the bytes of its tokens."""
+    from selftaught.evals.flops import bytes_per_token
+    from selftaught.models.load import load_tokenizer
 
+    model = token_model(cfg, lab, texts)
+    tokenizer = load_tokenizer(model)
+    train, test = (bytes_per_token(tokenizer, windows) for windows in (texts.train, texts.test[""]))
+    flops = forward_flops(model, cfg.window_bytes, train)
+    return Start(model=model, train=texts.train, test=texts.test, flops=flops, patch_length=test or nan)
+
+
+def token_model(cfg: Config, lab: "Lab", texts: Texts) -> ModelSpec:
+    """Return the token model with random weights and the tokenizer that is trained on the documents."""
     scratch = cfg.seed_model.scratch
 
     def arguments(out: Path) -> dict[str, Any]:
         return {"scratch": scratch, "examples": [texts.documents.path], "out": out, "seed": lab.seed}
 
     made = lab.artifact("scratch", SCRATCH, {"scratch": scratch}, [texts.documents.key], arguments)
-    rule, model = TokenPatches(tokenizer=str(made.path)), ModelSpec(source=str(made.path))
-    both = (texts.train, texts.test[""])
-    train, test = (patched(lab.stage("tokens", Document, rule, windows)).mean_length for windows in both)
-    flops = forward_flops(model, cfg.window_bytes, train)
-    return Start(model=model, train=texts.train, test=texts.test, flops=flops, patch_length=test or nan)
+    return ModelSpec(source=str(made.path))
 
 
 def forward_flops(model: ModelSpec, context: int, length: float | None) -> float:
@@ -301,6 +334,8 @@ def costs(cfg: Config, lab: "Lab", model: ModelSpec, windows: "Stage") -> "Costs
     """Return what each window costs under `model`, by its id; in float32, as arms differ by less than bf16 rounds."""
     from selftaught.evals.bits_per_byte import Cost
 
+    if not len(windows):
+        return {}
     scores: Iterable[Score] = lab.logps(model, windows, replace(cfg.training, precision="fp32"))
     nats = {score.completion_id: -score.value for score in scores if score.value is not None}
     return {window.id: Cost(nats[window.id], len(window.text.encode())) for window in windows}
@@ -328,16 +363,27 @@ def mean_of(parts: "Sequence[Costs]") -> "Costs":
     return {d: Cost(fmean(part[d].nats for part in parts), cost.bytes) for d, cost in parts[0].items()}
 
 
-def sweep(cfg: Config, lab: "Lab", model: ModelSpec, texts: Texts, entropy: str) -> None:
-    """Measure a trained model at other thresholds: more FLOPs or fewer, without training again."""
-    from selftaught.evals.patches import changed, trade_off
-    from selftaught.models.blt.build import PatchDocuments, calibrate, open_entropy_model
+def thresholds(cfg: Config, start: Start, texts: Texts, entropy: str) -> list[float]:
+    """Return the thresholds (nats) that give mean lengths of `patch_sizes` bytes, calibrated as the model's own is."""
+    from selftaught.evals.patches import changed
+    from selftaught.models.blt.build import calibrate, calibration_sample, open_entropy_model
     from selftaught.models.load import load_config
 
-    known, table, points = load_config(model), open_entropy_model(entropy), []
-    sample = [window.text for window in islice(texts.train, 2000)]
-    for size in cfg.patch_sizes:
-        threshold = calibrate(changed(known, patch_size=size), table, sample)
+    if not cfg.patch_sizes:
+        return []
+    known, table = load_config(start.model), open_entropy_model(entropy)
+    sample = [window.text for window in calibration_sample(texts.train)]
+    return [calibrate(changed(known, patch_size=size), table, sample) for size in cfg.patch_sizes]
+
+
+def sweep(cfg: Config, lab: "Lab", model: ModelSpec, texts: Texts, wanted: Sequence[float]) -> None:
+    """Measure a trained model at other thresholds: more FLOPs or fewer, without training again."""
+    from selftaught.evals.patches import changed, trade_off
+    from selftaught.models.blt.build import PatchDocuments
+    from selftaught.models.load import load_config
+
+    known, points = load_config(model), []
+    for threshold in wanted:
         rule = PatchDocuments(model=model.source, threshold=threshold)
         windows = lab.stage("patches", Document, rule, texts.test[""])
         found, config = costs(cfg, lab, model, windows), changed(known, patching_threshold=threshold)
@@ -360,25 +406,29 @@ def show(lab: "Lab", texts: Texts, models: dict[str, ModelSpec], entropy: str) -
 
 
 def plan(cfg: Config) -> list[Work]:
-    """List the work; a byte counts as a token, and finding patches as nothing."""
-    settings, test = cfg.training, cfg.test_bytes
-    rows = (settings.max_steps or 0) * settings.batch_size or int(
-        settings.epochs * -(-cfg.train_bytes // cfg.window_bytes)
-    )
-    seen, windows = rows * cfg.window_bytes, -(-test // cfg.window_bytes)
-    works = [Work(name="entropy model", rows=rows, tokens=cfg.train_bytes, passes=2)]
+    """List the work; a byte counts as a token, and counting n-grams and finding patches as nothing."""
+    windows = -(-cfg.test_bytes // cfg.window_bytes)
+
+    def trained(name: str, settings: Training) -> Work:
+        every = int(settings.epochs * -(-cfg.train_bytes // cfg.window_bytes))
+        rows = (settings.max_steps or 0) * settings.batch_size or every
+        return Work(name=name, rows=rows, tokens=rows * cfg.window_bytes, passes=6)
+
+    def read(name: str, times: int) -> Work:
+        return Work(name=name, rows=times * windows, tokens=times * cfg.test_bytes, passes=2)
+
+    spec = cfg.entropy_model
+    works = [trained("entropy model", spec.training)] if spec.kind == "transformer" and spec.training else []
     for arm in cfg.arms:
-        works += [
-            Work(name=f"{arm}: training", rows=rows, tokens=seen, passes=6),
-            Work(name=f"{arm}: bits per byte", rows=windows, tokens=test, passes=2),
-        ]
-        if count := len(cfg.noise_shares):
-            works.append(Work(name=f"{arm}: noise", rows=count * windows, tokens=count * test, passes=2))
-    return works
+        swept = len(cfg.patch_sizes) if arm == cfg.swept else 0
+        works += [trained(f"{arm}: training", cfg.training), read(f"{arm}: bits per byte", 1)]
+        works += [read(f"{arm}: noise", len(cfg.noise_shares)), read(f"{arm}: sweep", swept)]
+    return [work for work in works if work.rows]
 
 
 SHOWN_BYTES = 240
 LIGHT = "light_"
+DRAWN = ("entropy", "monotonic", "both", "space", "stride", "byte", "top_k")
 ENTROPY_MODEL = "selftaught.models.blt.build:build_entropy_model"
 BLT = "selftaught.models.blt.build:build_blt"
 SCRATCH = "selftaught.models.scratch:build_scratch"
@@ -415,35 +465,35 @@ METHOD = Method(
             lower_is_better=True,
         ),
         Claim(
-            text="Noise on a tenth of the characters, three kinds, adds fewer bits than to a BPE model of equal FLOPs",
+            text="Light noise, on a share of the characters, adds fewer bits than to a BPE model of equal FLOPs",
             arm="entropy",
             baseline="bpe",
             metric="rise_light",
             lower_is_better=True,
         ),
         Claim(
-            text="So does the noise of the paper, the mean of five kinds",
+            text="So does the paper's noise, the mean of its kinds",
             arm="entropy",
             baseline="bpe",
             metric="rise",
             lower_is_better=True,
         ),
         Claim(
-            text="So does dropping a tenth of the characters",
+            text="So does dropping characters",
             arm="entropy",
             baseline="bpe",
             metric="rise_drop",
             lower_is_better=True,
         ),
         Claim(
-            text="So does drawing the case of a tenth of the characters",
+            text="So does drawing the case of a share of the characters",
             arm="entropy",
             baseline="bpe",
             metric="rise_light_random_case",
             lower_is_better=True,
         ),
         Claim(
-            text="So does repeating a tenth of the characters",
+            text="So does repeating a share of the characters",
             arm="entropy",
             baseline="bpe",
             metric="rise_light_repeat",

@@ -34,7 +34,7 @@ def patch_section(run: Run, colours: Mapping[str, int]) -> dict[str, Any] | None
         *(_trade_offs(run, swept, colours) if noted or swept else ()),
         *_lengths(noted, colours),
         *_domains(noted, colours),
-        *_drifts(noted),
+        *_drift(noted, colours),
     ]
     texts = [drawing(text) for event in _by_arm(run, "patched_text").values() if (text := _text_of(event))]
     return {"charts": drawn, "texts": texts} if drawn or texts else None
@@ -205,21 +205,16 @@ def _domains(noted: Mapping[str, Event], colours: Mapping[str, int]) -> Iterator
             yield {"name": name, "chart": chart}
 
 
-def _drifts(noted: Mapping[str, Event]) -> Iterator[dict[str, Any]]:
-    for arm, event in noted.items():
-        found = event.get("drift")
-        lines = [
-            Line(
-                label=str(label),
-                points=[Point(x=x, y=y) for x, y in _numbers(means).items()],
-                colour=i % COLOURS,
-                dash=i,
-            )
-            for i, (label, means) in enumerate(found.items() if isinstance(found, Mapping) else ())
-        ]
-        name = f"Mean patch length along the text, {arm} ({', '.join(line.label for line in lines)})"
-        if chart := charts.line_chart(name, lines, x_label="byte of the text (solid, dashed: in this order)"):
-            yield {"name": name, "chart": chart}
+def _drift(noted: Mapping[str, Event], colours: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    places = {arm: _numbers(event.get("drift")) for arm, event in noted.items()}
+    lines = [
+        Line(label=arm, points=[Point(x=x, y=y) for x, y in means.items()], colour=_colour(arm, colours))
+        for arm, means in places.items()
+        if means
+    ]
+    name = "Mean patch length along a window"
+    if chart := charts.line_chart(name, lines, x_label="byte of the window"):
+        yield {"name": name, "chart": chart}
 
 
 def _colour(arm: str, colours: Mapping[str, int]) -> int:

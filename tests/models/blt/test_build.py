@@ -55,7 +55,7 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Stage:
 @pytest.fixture(scope="module")
 def ngrams(windows: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ngrams")
-    build_entropy_model(spec=EntropyModel(context=2), documents=windows.path, out=out, seed=0)
+    build_entropy_model(spec=EntropyModel(context=2), context=64, documents=windows.path, out=out, seed=0)
     return out
 
 
@@ -63,7 +63,7 @@ def ngrams(windows: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def transformer(windows: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("transformer")
     spec = EntropyModel(kind="transformer", layers=1, width=16, heads=2, window=8)
-    build_entropy_model(spec=spec, documents=windows.path, out=out, seed=0)
+    build_entropy_model(spec=spec, context=64, documents=windows.path, out=out, seed=0)
     return out
 
 
@@ -165,6 +165,7 @@ def test_weights_follow_the_seed_and_not_the_entropy_model(
 def test_a_transformer_follows_its_seed_and_opens_with_the_auto_classes(windows: Stage, transformer: Path):
     model = AutoModelForCausalLM.from_pretrained(transformer)
     assert (model.config.sliding_window, model.config.num_hidden_layers) == (8, 1)
+    assert model.config.max_position_embeddings == 64
     assert isinstance(AutoTokenizer.from_pretrained(transformer), ByteTokenizer)
 
 

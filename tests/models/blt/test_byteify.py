@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests import byte_models
-from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import GraniteConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from selftaught.errors import InputError
@@ -82,7 +82,8 @@ def test_the_rest_is_drawn_from_the_seed_and_the_configuration_is_not_changed():
         (LlamaConfig, {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0}}, "plain rotary"),
         (MistralConfig, {"sliding_window": 4}, "sliding_window=4"),
         (Qwen2Config, {}, "holds self_attn.q_proj.bias"),
-        (Qwen3Config, {"head_dim": 8}, "holds self_attn.q_norm.weight"),
+        (Qwen3Config, {"head_dim": 8}, "a qwen3 computes what ours does not"),
+        (GraniteConfig, {}, "a granite computes what ours does not: byte-ify a Llama, a Mistral or a Qwen2"),
     ],
 )
 def test_what_a_global_layer_cannot_hold_is_named(kind: type, changes: dict, why: str):

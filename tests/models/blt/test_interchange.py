@@ -111,6 +111,18 @@ def test_every_switch_matters() -> None:
         assert (changed(ids).logits - expected).abs().max() > 1e-3, name
 
 
+def test_boundaries_of_a_bf16_checkpoint_survive_saving(tmp_path: Path) -> None:
+    ours, ids = from_transformers(released_format().to(torch.bfloat16)), random_bytes(4, 200)
+    scores = entropies(ours.model.entropy_model, ids)
+    ours.config.patching_threshold = calibrate_threshold(scores, 3.0)
+    ours.save_pretrained(tmp_path)
+    again = BltForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for model in (ours, again):
+        assert model.lm_head.weight.dtype == torch.bfloat16
+        assert {p.dtype for p in model.model.entropy_model.parameters()} == {torch.float32}
+    assert torch.equal(entropies(again.model.entropy_model, ids), scores)
+
+
 def test_there_and_back(tmp_path: Path) -> None:
     theirs = released_format()
     theirs.save_pretrained(tmp_path / "theirs")

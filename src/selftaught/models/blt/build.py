@@ -34,7 +34,7 @@ BATCH_BYTES = 1 << 16
 _DOCUMENTS_AT_ONCE = 4096
 
 
-def build_entropy_model(*, spec: EntropyModel, documents: Path, out: Path, seed: int) -> None:
+def build_entropy_model(*, spec: EntropyModel, context: int, documents: Path, out: Path, seed: int) -> None:
     """Fill `out` with the entropy model of `spec`, and with a byte tokenizer beside a transformer.
 
     N-grams are counted in the stage of `documents`. A transformer has random weights that `seed` fixes; its recipe is
@@ -50,7 +50,9 @@ def build_entropy_model(*, spec: EntropyModel, documents: Path, out: Path, seed:
         return
     if spec.width % (2 * spec.heads):
         raise InputError(f"width={spec.width} gives {spec.heads} heads no even width each: change one of them")
-    config = byte_transformer_config(width=spec.width, layers=spec.layers, heads=spec.heads, window=spec.window)
+    config = byte_transformer_config(
+        width=spec.width, layers=spec.layers, heads=spec.heads, window=spec.window, context=context
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         AutoModelForCausalLM.from_config(config).save_pretrained(out)
@@ -101,7 +103,7 @@ def build_blt(
         model.model.set_frequent_ngrams(patches.byte_ids(text.encode()) for text in _texts(stage))
     if entropy is not None:
         model.model.set_entropy_model(open_entropy_model(entropy))
-    model, sample = model.to(default_device()), _sample(stage)
+    model, sample = model.to(default_device()), calibration_sample(stage)
     calibrated = spec.patching in patches.BY_THRESHOLD
     if calibrated:
         config.patching_threshold = calibrate(config, model.model.entropy_model, [d.text for d in sample])
@@ -227,7 +229,7 @@ def _texts(stage: Stage[Document]) -> Iterator[str]:
     return (text for (column,) in stage.columns("text") for text in column)
 
 
-def _sample(stage: Stage[Document]) -> list[Document]:
+def calibration_sample(stage: Stage[Document]) -> list[Document]:
     """Return evenly spaced documents of about `CALIBRATION_BYTES` together, all of them where they are fewer bytes."""
     if not len(stage):
         raise InputError(f"{stage.path} holds no document to find patches in: give some text")

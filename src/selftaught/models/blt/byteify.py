@@ -74,8 +74,9 @@ def _layers(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _check(model: PreTrainedModel, config: BltConfig) -> None:
     theirs: Any = model.config
-    if not hasattr(getattr(model, "base_model", None), "layers"):
-        raise InputError(f"{type(model).__name__} has no list of layers: byte-ify a Llama, a Mistral or a Qwen2")
+    # Others with layers of these names scale their residuals, or leave some layers without positions.
+    if theirs.model_type not in ("llama", "mistral", "qwen2"):
+        raise InputError(f"a {theirs.model_type} computes what ours does not: byte-ify a Llama, a Mistral or a Qwen2")
     if theirs.hidden_size != config.global_hidden_size:
         raise InputError(
             f"the model is {theirs.hidden_size} wide and hidden_size * patch_width is {config.global_hidden_size}: "

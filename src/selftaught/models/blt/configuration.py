@@ -1,6 +1,7 @@
 """Configurations of the Byte Latent Transformer and of the n-gram model that places its patches."""
 
 import copy
+from math import isnan
 from typing import Any
 
 from transformers import AutoConfig, MistralConfig, PreTrainedConfig
@@ -16,9 +17,10 @@ CHOICES = {
     "ngram_table": ("hash", "frequency"),
     "ngram_padding": ("omit", "zero"),
 }
-AT_LEAST_ONE = (
+WHOLE = (
+    "hidden_size",
+    "max_position_embeddings",
     "window",
-    "patch_size",
     "patch_width",
     "encoder_layers",
     "decoder_layers",
@@ -26,6 +28,9 @@ AT_LEAST_ONE = (
     "num_attention_heads",
     "global_attention_heads",
     "ngram_vocab",
+    "encoder_intermediate",
+    "decoder_intermediate",
+    "intermediate_size",
 )
 
 
@@ -163,9 +168,15 @@ class BltConfig(PreTrainedConfig):
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise InputError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}")
-        for name in AT_LEAST_ONE:
-            if not getattr(self, name) >= 1:
-                raise InputError(f"{name}={getattr(self, name)}: give at least 1")
+        for name in WHOLE:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name}={value!r}: give a whole number, at least 1")
+        for name in ("patch_size", "patching_threshold", "patching_rise"):
+            if not isinstance(getattr(self, name), int | float) or isnan(getattr(self, name)):
+                raise InputError(f"{name}={getattr(self, name)!r}: give a number")
+        if self.patch_size < 1:
+            raise InputError(f"patch_size={self.patch_size}: give at least 1")
         self._check_heads()
         if self.ngram_sizes != sorted({n for n in self.ngram_sizes if n >= 1}):
             raise InputError(f"ngram_sizes={self.ngram_sizes}: give ascending sizes of at least 1, or none")
@@ -178,8 +189,9 @@ class BltConfig(PreTrainedConfig):
             )
         if self.encoder_cross_attention == "none" and not self.pooled_query:
             raise InputError("pooled_query=False with encoder_cross_attention='none': nothing would reach the patches")
-        if self.max_patch_length is not None and self.max_patch_length < 1:
-            raise InputError(f"max_patch_length={self.max_patch_length}: give at least 1, or None for no limit")
+        longest = self.max_patch_length
+        if longest is not None and (not isinstance(longest, int) or longest < 1):
+            raise InputError(f"max_patch_length={longest!r}: give a whole number, at least 1, or None for no limit")
 
     def _check_heads(self) -> None:
         # Rotary positions turn pairs of a head's components.

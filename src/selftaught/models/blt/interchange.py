@@ -83,8 +83,9 @@ def save_transformers_blt(model: BltForCausalLM, out: str | Path) -> None:
 def from_transformers(theirs: Any) -> BltForCausalLM:
     """Return our model with the weights of transformers' `BltForCausalLM`, which are shared where they can be.
 
-    Both give the same logits, but for one place: with `max_patch_length`, a row whose last patch has just been filled
-    lets its last byte attend to that patch here, as it will once the row goes on, and not there.
+    Both give the same logits, but for two places: with `max_patch_length`, a row whose last patch has just been filled
+    lets its last byte attend to that patch here, as it will once the row goes on, and not there; and in bf16 or fp16
+    the entropy model is float32 here, so that boundaries are the same after the model is saved and opened.
     """
     with init.no_init_weights():
         ours = BltForCausalLM(_our_config(theirs.config))
@@ -95,7 +96,7 @@ def from_transformers(theirs: Any) -> BltForCausalLM:
     }
     ours.load_state_dict(weights, assign=True)
     if ours.model.entropy_model is not None:
-        ours.model.entropy_model.requires_grad_(False)
+        ours.model.entropy_model.float().requires_grad_(False)
     return ours.eval()
 
 
