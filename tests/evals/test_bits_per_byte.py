@@ -11,6 +11,7 @@ from selftaught.evals.bits_per_byte import (
     bits_per_byte,
     excess,
     gather,
+    mean_costs,
     per_document,
     pooled,
     standard_error,
@@ -68,6 +69,11 @@ def test_what_noise_adds_is_a_difference_of_bits_over_the_clean_bytes(clean):
     noised = {name: Cost(cost.nats * 1.5 + 1, cost.bytes + 3) for name, cost in clean.items()}
     over_clean = {name: Cost(noised[name].nats, cost.bytes) for name, cost in clean.items()}
     assert pooled(excess(noised, clean)) == pytest.approx(pooled(over_clean) - pooled(clean), abs=1e-9)
+
+
+def test_the_mean_over_noises():
+    drop, repeat = {"a": Cost(1.0, 4), "b": Cost(-2.0, 5)}, {"a": Cost(2.0, 4), "b": Cost(4.0, 5)}
+    assert mean_costs([drop, repeat]) == {"a": Cost(1.5, 4), "b": Cost(1.0, 5)}
 
 
 def test_the_standard_error_of_equal_documents_is_that_of_their_mean():

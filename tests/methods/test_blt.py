@@ -1,5 +1,4 @@
 import json
-from collections import Counter
 from dataclasses import replace
 from math import log
 from pathlib import Path
@@ -11,8 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from selftaught import recipes
 from selftaught.errors import InputError
-from selftaught.evals.bits_per_byte import Cost
-from selftaught.methods.blt import METHOD, Noised, entropy_model, forward_flops, mean_of, patches, read, tokens
+from selftaught.methods.blt import METHOD, entropy_model, forward_flops, patches, read, tokens
 from selftaught.recipes.blt import RECIPES
 from selftaught.reproductions import get
 from selftaught.runs import run_method
@@ -21,8 +19,6 @@ from selftaught.store.manifest import read_manifest
 from selftaught.store.stage import open_stage
 from selftaught.tasks.task import TaskSpec
 from selftaught.text import noise
-from selftaught.text.noise import noised
-from selftaught.types import Document
 
 SMALL, SMOKE = recipes.get("blt", "small"), recipes.get("blt", "smoke")
 
@@ -45,7 +41,7 @@ SMALL, SMOKE = recipes.get("blt", "small"), recipes.get("blt", "smoke")
             {"entropy_model": EntropyModel(kind="transformer", training=Training(max_length=9))},
             "entropy_model.training.max_length=9: a begin symbol",
         ),
-        ({"blt": replace(SMALL.blt, patching="space")}, "blt.patching='space': arms name the rule; give --arms space"),
+        ({"blt": replace(SMALL.blt, patching="space")}, "blt.patching='space': arms name the rule"),
         ({"swept": "entropies"}, "swept='entropies': patch_sizes needs an arm with a threshold"),
         ({"patch_sizes": (3.0, 1.0)}, "give mean lengths of more than 1 byte"),
         ({"patch_sizes": (float("nan"),)}, "give mean lengths of more than 1 byte"),
@@ -122,24 +118,11 @@ def test_equal_flops_of_the_reported_arms():
 # --- texts -----------------------------------------------------------------------------------------------------------
 
 
-def test_noise_leads_back_to_the_clean_document():
-    clean = [Document(text="An ant.", meta={"domain": "a"}), Document(text="An ant.\n", meta={})]
-    found = list(Noised(noise="drop", share=0.4, seed=3)(clean, Counter()))
-    assert [d.text for d in found] == [noised(d.text, "drop", 3, 0.4) for d in clean]
-    assert [(d.parents, d.meta["clean"]) for d in found] == [((d.id,), d.id) for d in clean]
-    assert found[0].meta["domain"] == "a"
-
-
 def test_drawn_noises_are_measured_twice():
     config = replace(SMALL, noises=("antspeak", "repeat"), light_share=0.05)
     paper = {"antspeak": ("antspeak", None), "repeat": ("repeat", 0.2)}
     assert config.noise_shares == paper | {"light_repeat": ("repeat", 0.05)}
     assert replace(config, light_share=0.0).noise_shares == paper
-
-
-def test_the_mean_over_noises():
-    drop, repeat = {"a": Cost(1.0, 4), "b": Cost(-2.0, 5)}, {"a": Cost(2.0, 4), "b": Cost(4.0, 5)}
-    assert mean_of([drop, repeat]) == {"a": Cost(1.5, 4), "b": Cost(1.0, 5)}
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.worlds import shared_data
 
 from selftaught.errors import InputError
-from selftaught.tasks.text_corpora import SAMPLE, TextCorpus, WindowDocuments, cut, split_of, windows
+from selftaught.tasks.text_corpora import SAMPLE, NoisedDocuments, TextCorpus, WindowDocuments, cut, split_of, windows
+from selftaught.text.noise import noised
 from selftaught.types import Document
 
 SPLITS = ("train", "dev", "test")
@@ -246,3 +247,11 @@ def test_the_real_small_sets():
     assert len(everything) == len({d.meta["work"] for d in everything}) == 387, "one of the 388 versions is empty"
     data = str(shared_data("wikitext2"))
     assert sum(1 for split in SPLITS for _ in TextCorpus(data=data).documents(split)) == 122
+
+
+def test_noise_leads_back_to_the_clean_document():
+    clean = [Document(text="An ant.", meta={"domain": "a"}), Document(text="An ant.\n", meta={})]
+    found = list(NoisedDocuments(noise="drop", share=0.4, seed=3)(clean, Counter()))
+    assert [d.text for d in found] == [noised(d.text, "drop", 3, 0.4) for d in clean]
+    assert [(d.parents, d.meta["clean"]) for d in found] == [((d.id,), d.id) for d in clean]
+    assert found[0].meta["domain"] == "a"

@@ -12,9 +12,10 @@ A mean over documents would weigh a short one like a long one, so sums come firs
 over all bytes, and intervals weigh documents by their bytes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum, log, nan, sqrt
+from statistics import fmean
 
 from selftaught.errors import InputError
 from selftaught.evals.metrics import PerProblem
@@ -51,6 +52,11 @@ def gather(parts: Iterable[tuple[str, Cost]]) -> dict[str, Cost]:
         nats.setdefault(document, []).append(cost.nats)
         sizes[document] = sizes.get(document, 0) + cost.bytes
     return {document: Cost(fsum(values), sizes[document]) for document, values in nats.items()}
+
+
+def mean_costs(parts: Sequence[Costs]) -> dict[str, Cost]:
+    """Return each document's mean cost over `parts`, of the same documents and bytes each."""
+    return {d: Cost(fmean(part[d].nats for part in parts), cost.bytes) for d, cost in parts[0].items()}
 
 
 def per_document(costs: Costs) -> PerProblem:

@@ -28,12 +28,11 @@ Departures, and choices where the paper is silent:
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from math import inf, nan
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from selftaught.errors import InputError
@@ -42,7 +41,7 @@ from selftaught.methods.rounds import check_arms
 from selftaught.plan import Work
 from selftaught.specs import SFT, ByteLatent, EntropyModel, ModelSpec, Scratch, SeedModel, Training
 from selftaught.tasks.task import TaskSpec
-from selftaught.tasks.text_corpora import Split, TextCorpus, WindowDocuments
+from selftaught.tasks.text_corpora import NoisedDocuments, Split, TextCorpus, WindowDocuments
 from selftaught.text.noise import NOISES, SHARES, noised
 from selftaught.types import Document, Report, Score
 
@@ -87,7 +86,7 @@ class Config:
         self._check_text()
         self._check_lengths()
         if self.blt.patching != "entropy":
-            raise InputError(f"blt.patching={self.blt.patching!r}: arms name the rule; give --arms {self.blt.patching}")
+            raise InputError(f"blt.patching={self.blt.patching!r}: arms name the rule; give some of {', '.join(DRAWN)}")
         if self.patch_sizes and self.swept not in ("entropy", "monotonic", "both"):
             raise InputError(f"swept={self.swept!r}: patch_sizes needs an arm with a threshold")
 
@@ -212,25 +211,12 @@ def read(cfg: Config, lab: "Lab") -> Texts:
         return lab.stage("windows", Document, WindowDocuments(length=cfg.window_bytes), stage)
 
     train, clean = documents("train", cfg.train_bytes), documents("test", cfg.test_bytes)
-    rules = {name: Noised(noise=noise, share=s, seed=lab.seed) for name, (noise, s) in cfg.noise_shares.items()}
-    noised = {name: lab.stage("noise", Document, rule, clean) for name, rule in rules.items()}
+    noised = {
+        name: lab.stage("noise", Document, NoisedDocuments(noise=noise, share=share, seed=lab.seed), clean)
+        for name, (noise, share) in cfg.noise_shares.items()
+    }
     test = {noise: cut(stage) for noise, stage in {"": clean, **noised}.items()}
     return Texts(documents=train, train=cut(train), test=test)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noised:
-    """Documents under a noise, for `Lab.stage`; their parents, and `meta["clean"]`, are the clean ones."""
-
-    noise: str
-    share: float | None
-    seed: int
-
-    def __call__(self, documents: Iterable[Document], counts: Counter[str]) -> Iterator[Document]:
-        """Yield `documents` noised, in their order."""
-        for document in documents:
-            text = noised(document.text, self.noise, self.seed, self.share)
-            yield Document(text=text, meta={**document.meta, "clean": document.id}, parents=(document.id,))
 
 
 def entropy_model(cfg: Config, lab: "Lab", texts: Texts) -> str:
@@ -310,7 +296,7 @@ def forward_flops(model: ModelSpec, context: int, length: float | None) -> float
 
 def measure(cfg: Config, lab: "Lab", model: ModelSpec, start: Start) -> Measured:
     """Return bits per byte of the test text and its rise under each noise (step 5), pooled over documents."""
-    from selftaught.evals.bits_per_byte import Cost, excess, per_document, pooled, standard_error
+    from selftaught.evals.bits_per_byte import Cost, excess, mean_costs, per_document, pooled, standard_error
 
     cost = {n: by_document(windows, costs(cfg, lab, model, windows)) for n, windows in start.test.items()}
     clean = cost.pop("")
@@ -320,7 +306,7 @@ def measure(cfg: Config, lab: "Lab", model: ModelSpec, start: Start) -> Measured
     }
     for mean, names in {"rise": cfg.noises, "rise_light": [n for n in cfg.noise_shares if n.startswith(LIGHT)]}.items():
         if names:
-            parts[mean] = mean_of([parts[f"rise_{name}"] for name in names])
+            parts[mean] = mean_costs([parts[f"rise_{name}"] for name in names])
     parts = {"bits_per_byte": clean, **parts}
     reports = [Report(name=n, mean=pooled(c), stderr=standard_error(c), n=len(c)) for n, c in parts.items()]
     facts = {"patch_length": start.patch_length, "flops_per_byte": start.flops}
@@ -354,13 +340,6 @@ def sizes(windows: Iterable[Document]) -> dict[str, float]:
     for window in windows:
         found[window.parents[0]] += len(window.text.encode())
     return dict(found)
-
-
-def mean_of(parts: "Sequence[Costs]") -> "Costs":
-    """Return each document's mean cost over several noises."""
-    from selftaught.evals.bits_per_byte import Cost
-
-    return {d: Cost(fmean(part[d].nats for part in parts), cost.bytes) for d, cost in parts[0].items()}
 
 
 def thresholds(cfg: Config, start: Start, texts: Texts, entropy: str) -> list[float]:

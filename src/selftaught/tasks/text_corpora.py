@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 from selftaught.errors import InputError
 from selftaught.store.tables import Fields, Record, read_table
 from selftaught.tasks.sources import read_hub, split_file
+from selftaught.text.noise import noised
 from selftaught.types import Document, content_id, content_share
 
 Split = Literal["train", "dev", "test"]
@@ -136,6 +137,24 @@ def windows(documents: Iterable[Document], length: int) -> Iterator[Window]:
                 end = min(start + length, len(data))
             yield Window(document, start, data[start:end])
             start = end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisedDocuments:
+    """Documents with `noise` on a `share` of their characters, as in `noised`, for `Lab.stage`.
+
+    Their parents, and `meta["clean"]`, are the clean documents.
+    """
+
+    noise: str
+    share: float | None
+    seed: int
+
+    def __call__(self, documents: Iterable[Document], counts: Counter[str]) -> Iterator[Document]:
+        """Yield `documents` noised, in their order."""
+        for document in documents:
+            text = noised(document.text, self.noise, self.seed, self.share)
+            yield Document(text=text, meta={**document.meta, "clean": document.id}, parents=(document.id,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
