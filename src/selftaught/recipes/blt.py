@@ -152,7 +152,7 @@ def smoke() -> Config:
 
 
 def _on_gpu(width: int, tokens: SeedModel) -> Config:
-    """Return the setting of one size; patches by n-gram counts, so that every arm has the same FLOPs."""
+    """Return the setting of one size; patches by n-gram counts, which cost no FLOPs."""
     return Config(
         task=WIKITEXT,
         arms=("entropy", "space", "stride", "no_hash", "bpe"),
