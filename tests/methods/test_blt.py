@@ -171,10 +171,11 @@ def test_every_arm_reads_the_same_windows(run):
     out, summary = run
     for arm in summary["arms"]:
         cells = {name: cell["mean"] for name, cell in summary["arms"][arm].items()}
-        rises = {f"rise{light}{noise}" for light in ("", "_light") for noise in ("", "_drop", "_random_case")}
+        kinds = ("drop", "random_case", "repeat")
+        rises = {f"rise{light}{noise}" for light in ("", "_light") for noise in ("", *(f"_{kind}" for kind in kinds))}
         assert cells.keys() == {"bits_per_byte", "patch_length", "flops_per_byte"} | rises
-        assert cells["rise"] == pytest.approx((cells["rise_drop"] + cells["rise_random_case"]) / 2)
-        assert cells["rise_light"] == pytest.approx((cells["rise_drop"] + cells["rise_light_random_case"]) / 2)
+        for mean in ("rise", "rise_light"):
+            assert cells[mean] == pytest.approx(sum(cells[f"{mean}_{kind}"] for kind in kinds) / 3)
         assert cells["rise_drop"] == cells["rise_light_drop"]
     stages = {arm: tiny.stages_of(out, "patches", arm, 1) for arm in ("entropy", "space", "stride", "no_hash")}
     texts = {arm: [[d.text for d in open_stage(path)] for path in paths[:4]] for arm, paths in stages.items()}

@@ -301,13 +301,10 @@ def measure(cfg: Config, lab: "Lab", model: ModelSpec, start: Start) -> Measured
     cost = {n: by_document(windows, costs(cfg, lab, model, windows)) for n, windows in start.test.items()}
     clean = cost.pop("")
     # Noise may leave nothing of a short document.
-    parts: dict[str, Costs] = {
-        f"rise_{n}": excess(dict.fromkeys(clean, Cost(0.0, 0)) | c, clean) for n, c in cost.items()
-    }
-    for mean, names in {"rise": cfg.noises, "rise_light": [n for n in cfg.noise_shares if n.startswith(LIGHT)]}.items():
-        if names:
-            parts[mean] = mean_costs([parts[f"rise_{name}"] for name in names])
-    parts = {"bits_per_byte": clean, **parts}
+    rises = {n: excess(dict.fromkeys(clean, Cost(0.0, 0)) | c, clean) for n, c in cost.items()}
+    kinds = {"rise_light": [n for n in rises if n.startswith(LIGHT)], "rise": cfg.noises}
+    means = {name: mean_costs([rises[n] for n in noises]) for name, noises in kinds.items() if noises}
+    parts: dict[str, Costs] = {"bits_per_byte": clean, **means, **{f"rise_{n}": c for n, c in rises.items()}}
     reports = [Report(name=n, mean=pooled(c), stderr=standard_error(c), n=len(c)) for n, c in parts.items()]
     facts = {"patch_length": start.patch_length, "flops_per_byte": start.flops}
     reports += [Report(name=name, mean=value, stderr=0.0, n=len(clean)) for name, value in facts.items()]

@@ -146,7 +146,7 @@ def smoke() -> Config:
         seed_model=_tokens(layers=1, width=16, heads=2, context=128, vocab_size=300),
         training=replace(config.training, max_steps=4),
         entropy_model=EntropyModel(context=1),
-        noises=("drop", "random_case"),
+        noises=("drop", "random_case", "repeat"),
         patch_sizes=(3.0,),
     )
 
