@@ -45,7 +45,7 @@ def windows(lab: Lab, size: int = 4000) -> Stage:
 
 def entropy(lab: Lab, rows: Stage, spec: EntropyModel) -> ModelSpec:
     def arguments(out: Path) -> dict[str, Any]:
-        return {"spec": spec, "context": 128, "documents": rows.path, "out": out, "seed": lab.seed}
+        return {"spec": spec, "positions": 128, "documents": rows.path, "out": out, "seed": lab.seed}
 
     made = lab.artifact(
         "entropy", "selftaught.models.blt.build:build_entropy_model", {"spec": spec}, [rows.key], arguments

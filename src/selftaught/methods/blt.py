@@ -225,9 +225,9 @@ def entropy_model(cfg: Config, lab: "Lab", texts: Texts) -> str:
 
     def arguments(out: Path) -> dict[str, Any]:
         where = {"documents": texts.train.path, "out": out}
-        return {"spec": spec, "context": cfg.blt.max_position_embeddings, **where, "seed": lab.seed}
+        return {"spec": spec, "positions": cfg.blt.max_position_embeddings, **where, "seed": lab.seed}
 
-    params = {"spec": replace(spec, training=None), "context": cfg.blt.max_position_embeddings}
+    params = {"spec": replace(spec, training=None), "positions": cfg.blt.max_position_embeddings}
     made = lab.artifact("entropy_model", ENTROPY_MODEL, params, [texts.train.key], arguments)
     model = ModelSpec(source=str(made.path))
     if spec.kind == "transformer" and spec.training:

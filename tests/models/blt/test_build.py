@@ -55,7 +55,7 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Stage:
 @pytest.fixture(scope="module")
 def ngrams(windows: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ngrams")
-    build_entropy_model(spec=EntropyModel(context=2), context=64, documents=windows.path, out=out, seed=0)
+    build_entropy_model(spec=EntropyModel(context=2), positions=64, documents=windows.path, out=out, seed=0)
     return out
 
 
@@ -63,7 +63,7 @@ def ngrams(windows: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def transformer(windows: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("transformer")
     spec = EntropyModel(kind="transformer", layers=1, width=16, heads=2, window=8)
-    build_entropy_model(spec=spec, context=64, documents=windows.path, out=out, seed=0)
+    build_entropy_model(spec=spec, positions=64, documents=windows.path, out=out, seed=0)
     return out
 
 

@@ -34,11 +34,11 @@ BATCH_BYTES = 1 << 16
 _DOCUMENTS_AT_ONCE = 4096
 
 
-def build_entropy_model(*, spec: EntropyModel, context: int, documents: Path, out: Path, seed: int) -> None:
+def build_entropy_model(*, spec: EntropyModel, positions: int, documents: Path, out: Path, seed: int) -> None:
     """Fill `out` with the entropy model of `spec`, and with a byte tokenizer beside a transformer.
 
-    N-grams are counted in the stage of `documents`. A transformer has random weights that `seed` fixes; its recipe is
-    that of any language model, training on documents.
+    N-grams are counted in the stage of `documents`. A transformer reads up to `positions` ids and has random weights
+    that `seed` fixes; its recipe is that of any language model, training on documents.
 
     Raises:
         InputError: sizes that do not fit each other, or documents without text.
@@ -51,7 +51,7 @@ def build_entropy_model(*, spec: EntropyModel, context: int, documents: Path, ou
     if spec.width % (2 * spec.heads):
         raise InputError(f"width={spec.width} gives {spec.heads} heads no even width each: change one of them")
     config = byte_transformer_config(
-        width=spec.width, layers=spec.layers, heads=spec.heads, window=spec.window, context=context
+        width=spec.width, layers=spec.layers, heads=spec.heads, window=spec.window, context=positions
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
