@@ -272,14 +272,12 @@ class Lab:
     def seed_model(self, task: TaskSpec, spec: SeedModel) -> ModelSpec:
         """Train a small model from random weights on the task's demonstrations, in the cache that all runs share.
 
-        Its tokenizer is trained on the demonstrations of all phases.
-
         Raises:
             InputError: the task has no demonstrations.
         """
         shared = replace(self, shared=True)
         tables = [shared._demonstrations(task, phase) for phase in spec.phases]
-        model = shared._scratch(spec.scratch, tables)
+        model = shared.scratch(spec.scratch, tables)
         for phase, examples in zip(spec.phases, tables, strict=True):
             model = shared.train(model, examples, SFT(), phase.training)
         return model
@@ -291,7 +289,9 @@ class Lab:
             raise InputError(f"task {task.name} has no demonstrations to train a seed model on: pass --model")
         return self.stage("demonstrations", Demonstration, rows)
 
-    def _scratch(self, scratch: Scratch, tables: Sequence[Stage]) -> ModelSpec:
+    def scratch(self, scratch: Scratch, tables: Sequence[Stage]) -> ModelSpec:
+        """Return a model with random weights, whose tokenizer is trained on `tables`: demonstrations or documents."""
+
         def arguments(out: Path) -> dict[str, Any]:
             return {"scratch": scratch, "examples": [t.path for t in tables], "out": out, "seed": self.seed}
 

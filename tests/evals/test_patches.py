@@ -162,9 +162,9 @@ def test_the_patches_of_every_rule_are_those_of_the_text(model):
 def test_a_rule_without_entropies_has_no_threshold(model):
     space = {"space": BltConfig(patching="space")}
     assert patched_text(ids_of(b"a b"), space, model).threshold is None
-    text = patched_text(ids_of(b"a b"), space, None, given={"bpe": [3]})
+    text = patched_text(ids_of(b"a b"), space | {"bpe": [3]}, None)
     assert (text.entropies, text.schemes) == ([], {"space": [2, 1], "bpe": [3]})
-    assert patched_text(ids_of(b"ab"), {}, model, given={"bpe": [2]}).schemes == {"bpe": [2]}
+    assert patched_text(ids_of(b"ab"), {"bpe": [2]}, model).schemes == {"bpe": [2]}
 
 
 def test_special_ids_inside_a_text_are_named(model):

@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,14 +106,13 @@ def _patched(data: bytes, directory: Path | None, rules: Sequence[str] | None, s
     if len(ids) > limit:
         raise InputError(f"{len(data)} bytes are more than the {limit - 1} that {directory} reads: give a part of them")
     names = list(dict.fromkeys(rules or SHOWN))
-    wanted = {own.patching: own} if own and (rules is None or own.patching in names) else {}
+    wanted: dict[str, BltConfig | list[int]] = {}
+    if own and (rules is None or own.patching in names):
+        wanted[own.patching] = own
     for name in names:
-        if name != "bpe" and name not in wanted:
-            wanted[name] = _config(name, model, size)
-    text = patched_text(ids, wanted, model, given={"bpe": _bpe_patches(ids)} if "bpe" in names else {})
-    # A BLT's own rule, where it is shown, stays first.
-    order = dict.fromkeys([*([own.patching] if own and own.patching in wanted else []), *names])
-    return replace(text, schemes={name: text.schemes[name] for name in order})
+        if name not in wanted:
+            wanted[name] = _bpe_patches(ids) if name == "bpe" else _config(name, model, size)
+    return patched_text(ids, wanted, model)
 
 
 def _open_model(directory: Path) -> "PreTrainedModel":

@@ -132,27 +132,29 @@ def trade_off(config: BltConfig, documents: Iterable[Document], costs: Costs, co
 
 def patched_text(
     ids: Sequence[int],
-    rules: Mapping[str, BltConfig],
+    rules: Mapping[str, BltConfig | Sequence[int]],
     model: PreTrainedModel | None,
-    given: Mapping[str, Sequence[int]] | None = None,
 ) -> PatchedText:
     """Return one text with its patches by each of `rules`, and the entropies of its bytes under `model`.
 
     Args:
         ids: the begin-of-sequence id and the bytes of the text.
-        rules: name -> configuration; the threshold is the first one's, where it has one for entropies.
+        rules: name -> configuration or, for patches found otherwise, such as tokens, bytes of each patch of the text.
+            The threshold is that of the first configuration, where it has one for entropies.
         model: the entropy model, None for none; rules by entropy need one.
-        given: patches found otherwise, such as tokens: name -> bytes of each patch of the text.
     """
     row = torch.tensor([list(ids)], dtype=torch.int64)
-    first = next(iter(rules.values()), BltConfig(patching="explicit"))
+    configs = (rule for rule in rules.values() if isinstance(rule, BltConfig))
+    first = next(configs, BltConfig(patching="explicit"))
     values = [] if model is None else entropies(model, row, seen_positions(first, row))[0, :-1].tolist()
     return PatchedText(
         items=[SPECIAL[i] if i < patches.OFFSET else i - patches.OFFSET for i in ids[1:]],
         entropies=values,
         threshold=first.patching_threshold if values and first.patching in ("entropy", "both") else None,
-        schemes={name: _text_patches(find_starts(rule, model, row)) for name, rule in rules.items()}
-        | dict(given or {}),
+        schemes={
+            name: _text_patches(find_starts(rule, model, row)) if isinstance(rule, BltConfig) else list(rule)
+            for name, rule in rules.items()
+        },
     )
 
 

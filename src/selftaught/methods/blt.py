@@ -244,7 +244,7 @@ def patches(cfg: Config, lab: "Lab", arm: str, texts: Texts, entropy: str) -> St
     spec, documents = replace(cfg.blt, **ARMS[arm]), texts.train
     rule: PatchDocuments | TokenPatches | None = None
     if spec.patching == "explicit":
-        rule = TokenPatches(tokenizer=token_model(cfg, lab, texts).source)
+        rule = TokenPatches(tokenizer=lab.scratch(cfg.seed_model.scratch, [texts.documents]).source)
         documents = lab.stage("patches", Document, rule, texts.train)
 
     def arguments(out: Path) -> dict[str, Any]:
@@ -268,22 +268,11 @@ def tokens(cfg: Config, lab: "Lab", texts: Texts) -> Start:
     from selftaught.evals.flops import bytes_per_token
     from selftaught.models.load import load_tokenizer
 
-    model = token_model(cfg, lab, texts)
+    model = lab.scratch(cfg.seed_model.scratch, [texts.documents])
     tokenizer = load_tokenizer(model)
     train, test = (bytes_per_token(tokenizer, windows) for windows in (texts.train, texts.test[""]))
     flops = forward_flops(model, cfg.window_bytes, train)
     return Start(model=model, train=texts.train, test=texts.test, flops=flops, patch_length=test or nan)
-
-
-def token_model(cfg: Config, lab: "Lab", texts: Texts) -> ModelSpec:
-    """Return the token model with random weights and the tokenizer that is trained on the documents."""
-    scratch = cfg.seed_model.scratch
-
-    def arguments(out: Path) -> dict[str, Any]:
-        return {"scratch": scratch, "examples": [texts.documents.path], "out": out, "seed": lab.seed}
-
-    made = lab.artifact("scratch", SCRATCH, {"scratch": scratch}, [texts.documents.key], arguments)
-    return ModelSpec(source=str(made.path))
 
 
 def forward_flops(model: ModelSpec, context: int, length: float | None) -> float:
@@ -407,7 +396,6 @@ LIGHT = "light_"
 DRAWN = ("entropy", "monotonic", "both", "space", "stride", "byte", "top_k")
 ENTROPY_MODEL = "selftaught.models.blt.build:build_entropy_model"
 BLT = "selftaught.models.blt.build:build_blt"
-SCRATCH = "selftaught.models.scratch:build_scratch"
 
 METHOD = Method(
     name="blt",
