@@ -87,7 +87,7 @@ def test_from_text_to_bits_with_a_trained_entropy_model(lab: Lab):
 def test_a_token_model_is_trained_on_the_same_windows(lab: Lab):
     rows = windows(lab)
     scratch = Scratch(layers=1, width=16, heads=2, context=128, tokenizer="bpe", vocab_size=300)
-    model = lab._scratch(scratch, [rows])
+    model = lab.scratch(scratch, [rows])
     patched = lab.stage("patches", Document, PatchDocuments(model=blt(lab, rows, None, _stride(4.0)).source), rows)
     trained = lab.train(model, patched, SFT(), SETTINGS)
     before, after = ({s.completion_id: s.value for s in lab.logps(m, rows, SETTINGS)} for m in (model, trained))
