@@ -75,7 +75,7 @@ def test_the_measured_arms():
         measured = get("blt").recipes[name]
         assert measured.arms == ("entropy", "space", "stride", "no_hash", "bpe")
         assert replace(measured, arms=recipe.arms) == recipe
-        assert (recipe.blt, recipe.training.lr, recipe.arm_lr) == (SMALL.blt, 2.5e-3, {"bpe": 5e-3})
+        assert recipe.blt == SMALL.blt and recipe.arm_lr.keys() <= set(measured.arms)
     assert {claim.baseline for claim in METHOD.claims} == {"stride", "no_hash", "bpe"}
     assert all(claim.lower_is_better and not claim.margin for claim in METHOD.claims)
 
@@ -173,10 +173,12 @@ def test_every_arm_reads_the_same_windows(run):
         cells = {name: cell["mean"] for name, cell in summary["arms"][arm].items()}
         kinds = ("drop", "random_case", "repeat")
         rises = {f"rise{light}{noise}" for light in ("", "_light") for noise in ("", *(f"_{kind}" for kind in kinds))}
-        assert cells.keys() == {"bits_per_byte", "patch_length", "flops_per_byte"} | rises
+        assert cells.keys() == {"bits_per_byte", "patch_length", "flops_per_byte", "rise_drop_and_case"} | rises
         for mean in ("rise", "rise_light"):
             assert cells[mean] == pytest.approx(sum(cells[f"{mean}_{kind}"] for kind in kinds) / 3)
         assert cells["rise_drop"] == cells["rise_light_drop"]
+        both = (cells["rise_light_drop"] + cells["rise_light_random_case"]) / 2
+        assert cells["rise_drop_and_case"] == pytest.approx(both)
     stages = {arm: tiny.stages_of(out, "patches", arm, 1) for arm in ("entropy", "space", "stride", "no_hash")}
     texts = {arm: [[d.text for d in open_stage(path)] for path in paths[:4]] for arm, paths in stages.items()}
     assert len(texts["entropy"]) == 4 and all(found == texts["entropy"] for found in texts.values())
@@ -196,6 +198,7 @@ def test_a_noise_that_leaves_nothing_costs_nothing(tmp_path, monkeypatch):
     with tiny.open_lab(tmp_path / "run") as lab:
         values = METHOD.run(config, lab).values["space"]
     (gone,) = [d for d, value in values["bits_per_byte"].items() if values["rise_drop"][d] == -value]
+    assert "rise_drop_and_case" not in values
     assert len(values["rise"]) == 2 and values["rise_drop"][gone] < 0
 
 

@@ -291,8 +291,13 @@ def measure(cfg: Config, lab: "Lab", model: ModelSpec, start: Start) -> Measured
     clean = cost.pop("")
     # Noise may leave nothing of a short document.
     rises = {n: excess(dict.fromkeys(clean, Cost(0.0, 0)) | c, clean) for n, c in cost.items()}
-    kinds = {"rise_light": [n for n in rises if n.startswith(LIGHT)], "rise": cfg.noises}
-    means = {name: mean_costs([rises[n] for n in noises]) for name, noises in kinds.items() if noises}
+    light = [n for n in rises if n.startswith(LIGHT)]
+    kinds = {"rise_drop_and_case": DROP_AND_CASE, "rise_light": light, "rise": cfg.noises}
+    means = {
+        name: mean_costs([rises[n] for n in noises])
+        for name, noises in kinds.items()
+        if noises and rises.keys() >= set(noises)
+    }
     parts: dict[str, Costs] = {"bits_per_byte": clean, **means, **{f"rise_{n}": c for n, c in rises.items()}}
     reports = [Report(name=n, mean=pooled(c), stderr=standard_error(c), n=len(c)) for n, c in parts.items()]
     facts = {"patch_length": start.patch_length, "flops_per_byte": start.flops}
@@ -393,6 +398,7 @@ def plan(cfg: Config) -> list[Work]:
 
 SHOWN_BYTES = 240
 LIGHT = "light_"
+DROP_AND_CASE = ("light_drop", "light_random_case")
 DRAWN = ("entropy", "monotonic", "both", "space", "stride", "byte", "top_k")
 ENTROPY_MODEL = "selftaught.models.blt.build:build_entropy_model"
 BLT = "selftaught.models.blt.build:build_blt"
@@ -415,7 +421,14 @@ METHOD = Method(
     },
     claims=(
         Claim(
-            text="Entropy patches cost fewer bits per byte than strided ones at equal FLOPs",
+            text="Patches at spaces cost fewer bits per byte than strides of equal FLOPs",
+            arm="space",
+            baseline="stride",
+            metric="bits_per_byte",
+            lower_is_better=True,
+        ),
+        Claim(
+            text="So do patches by entropy",
             arm="entropy",
             baseline="stride",
             metric="bits_per_byte",
@@ -429,7 +442,15 @@ METHOD = Method(
             lower_is_better=True,
         ),
         Claim(
-            text="Light noise, on a share of the characters, adds fewer bits than to a BPE model of equal FLOPs",
+            text="Dropping a share of the characters, and drawing their case, adds fewer bits than to a BPE model of "
+            "equal FLOPs (mean of both)",
+            arm="entropy",
+            baseline="bpe",
+            metric="rise_drop_and_case",
+            lower_is_better=True,
+        ),
+        Claim(
+            text="So does light noise, the mean of those and of repeats",
             arm="entropy",
             baseline="bpe",
             metric="rise_light",

@@ -106,7 +106,8 @@ def small() -> Config:
 def corpus() -> Config:
     """The model of `small` on 6 MB of a corpus, read once: name it with `--data`. Minutes per arm on a core.
 
-    The token model is narrower here, for its tokens are shorter than those of novels alone: FLOPs are equal.
+    The token model is narrower here, for its tokens are shorter than those of novels alone: FLOPs are equal. Learning
+    rates are each arm's best of a grid by factors of 2 (LOG.md).
     """
     config = small()
     return replace(
@@ -114,7 +115,8 @@ def corpus() -> Config:
         train_bytes=6_000_000,
         test_bytes=200_000,
         seed_model=_tokens(layers=3, width=128, heads=4, intermediate=308, context=1024, vocab_size=2048),
-        training=replace(config.training, max_steps=None, epochs=1),
+        training=replace(config.training, lr=5e-3, max_steps=None, epochs=1),
+        arm_lr={"stride": 1e-2, "no_hash": 2.5e-3, "bpe": 2.5e-3},
     )
 
 

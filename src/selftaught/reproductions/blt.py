@@ -12,6 +12,7 @@ REPRODUCTION = Reproduction(
     method="blt",
     metrics=(
         "bits_per_byte",
+        "rise_drop_and_case",
         "rise_light",
         "rise_light_random_case",
         "rise_light_repeat",
@@ -21,5 +22,5 @@ REPRODUCTION = Reproduction(
         "flops_per_byte",
     ),
     recipes={"small": replace(blt.small(), arms=ARMS), "corpus": replace(blt.corpus(), arms=ARMS)},
-    tried=31,
+    tried=42,
 )
