@@ -159,6 +159,14 @@ def test_the_patches_of_every_rule_are_those_of_the_text(model):
         assert len(text.entropies) == len(data) and all(map(math.isfinite, text.entropies))
 
 
+def test_the_byte_after_the_text_does_not_compete_for_patches(model):
+    """Under "top_k" patches are as many as the text's bytes make: 17 and the begin symbol at 4 each are 5 with it."""
+    config = changed(ENTROPY, patching="top_k", patch_size=4.0)
+    found = patched_text(ids_of(b"ab ac ab bc ab ca"), {"top_k": config}, model).schemes["top_k"]
+    stored = find_starts(config, model, torch.tensor([ids_of(b"ab ac ab bc ab ca")[:-1]]))
+    assert len(found) == int(stored.sum()) - 1 == 3
+
+
 def test_a_rule_without_entropies_has_no_threshold(model):
     space = {"space": BltConfig(patching="space")}
     assert patched_text(ids_of(b"a b"), space, model).threshold is None

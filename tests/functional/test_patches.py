@@ -13,10 +13,14 @@ RULES = {
     "monotonic": lambda ids, s, n: p.monotonic_starts(s, 0.4),
     "both": lambda ids, s, n: p.combined_starts(s, 1.2, 0.2),
     "space": lambda ids, s, n: p.space_starts(ids),
-    "stride": lambda ids, s, n: p.stride_starts(ids, 3),
+    "stride": lambda ids, s, n: p.stride_starts(places_of(ids), 3),
     "byte": lambda ids, s, n: p.byte_starts(ids),
     "top_k": lambda ids, s, n: p.top_k_starts(s, 3.0, n),
 }
+
+
+def places_of(ids: torch.Tensor) -> torch.Tensor:
+    return torch.arange(ids.shape[1]).expand_as(ids)
 
 
 def text_ids(text: str) -> torch.Tensor:
@@ -78,10 +82,12 @@ def test_space_like_bytes() -> None:
 
 def test_stride_and_byte() -> None:
     ids = torch.zeros(1, 8, dtype=torch.int64)
-    assert p.patch_lengths(p.stride_starts(ids, 3)).tolist() == [[1, 3, 3, 2]]
+    assert p.patch_lengths(p.stride_starts(places_of(ids), 3)).tolist() == [[1, 3, 3, 2]]
+    two = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
+    assert p.stride_starts(two, 3)[0].nonzero().flatten().tolist() == [0, 1, 4, 6]
     assert p.patch_lengths(p.byte_starts(ids)).tolist() == [[1] * 9]
     with pytest.raises(ValueError, match="stride is 0"):
-        p.stride_starts(ids, 0)
+        p.stride_starts(places_of(ids), 0)
 
 
 def test_top_k_takes_the_highest_entropies() -> None:

@@ -10,7 +10,17 @@ from transformers import AutoModelForCausalLM
 
 from selftaught import recipes
 from selftaught.errors import InputError
-from selftaught.methods.blt import METHOD, entropy_model, forward_flops, patches, read, tokens
+from selftaught.functional.patches import BY_ENTROPY
+from selftaught.methods.blt import (
+    ARMS,
+    METHOD,
+    WITHOUT_ENTROPIES,
+    entropy_model,
+    forward_flops,
+    patches,
+    read,
+    tokens,
+)
 from selftaught.recipes.blt import RECIPES
 from selftaught.reproductions import get
 from selftaught.runs import run_method
@@ -64,6 +74,8 @@ def test_the_plan_counts_bytes():
     assert works["space: bits per byte"].tokens == SMALL.test_bytes
     capped = replace(SMALL, training=replace(SMALL.training, max_steps=3, batch_size=7))
     spec = EntropyModel(kind="transformer", training=Training(max_steps=5, batch_size=2))
+    spaces = replace(capped, entropy_model=spec, arms=("space", "bpe"))
+    assert "entropy model" not in {work.name for work in METHOD.plan(spaces)}
     works = {work.name: work for work in METHOD.plan(replace(capped, entropy_model=spec, noises=()))}
     assert (works["entropy: training"].rows, works["entropy: training"].passes) == (21, 6)
     assert (works["entropy model"].rows, works["entropy model"].tokens) == (10, 10 * 512)
@@ -167,7 +179,17 @@ def test_claims_of_one_run_are_over_all_bytes(run):
         assert claim["difference"] == pytest.approx(ours - baseline, abs=1e-9)
 
 
-def test_every_arm_reads_the_same_windows(run):
+def test_arms_without_entropies_need_no_model_of_them(run, tmp_path):
+    """The model is neither trained for them alone nor, beside other arms, a part of theirs."""
+    by_rule = {arm: changes.get("patching", "entropy") for arm, changes in ARMS.items() if arm != "bpe"}
+    assert WITHOUT_ENTROPIES - {"bpe"} == {arm for arm, rule in by_rule.items() if rule not in BY_ENTROPY}
+    spec = EntropyModel(kind="transformer", layers=1, width=8, heads=2, training=Training(max_steps=1))
+    with tiny.open_lab(tmp_path / "run") as lab:
+        METHOD.run(replace(SMOKE, arms=("space",), noises=(), entropy_model=spec), lab)
+    assert not tiny.stages_of(tmp_path / "run", "train", "seed_model", 0)
+    kept = {arm: AutoModelForCausalLM.from_pretrained(run[0] / "models" / arm).model for arm in ("space", "entropy")}
+    assert kept["space"].entropy_model is None and kept["entropy"].entropy_model is not None
+
     out, summary = run
     for arm in summary["arms"]:
         cells = {name: cell["mean"] for name, cell in summary["arms"][arm].items()}

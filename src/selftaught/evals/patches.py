@@ -152,7 +152,7 @@ def patched_text(
         entropies=values,
         threshold=first.patching_threshold if values and first.patching in ("entropy", "both") else None,
         schemes={
-            name: _text_patches(find_starts(rule, model, row)) if isinstance(rule, BltConfig) else list(rule)
+            name: _text_patches(find_starts(rule, model, row[:, :-1])) if isinstance(rule, BltConfig) else list(rule)
             for name, rule in rules.items()
         },
     )
@@ -164,8 +164,8 @@ def changed(config: BltConfig, **values: Any) -> BltConfig:
 
 
 def _text_patches(starts: Tensor) -> list[int]:
-    """Return the patches of the text of one row, of its starts [1, N + 1]: those of all but the byte still to come."""
-    return patches.patch_lengths(starts[:, :-1])[0, 1:].tolist()
+    """Return the patches of the text of one row of N ids from the starts [1, N] that all but the last id decide."""
+    return patches.patch_lengths(starts)[0, 1:].tolist()
 
 
 def _patches_of(document: Document) -> tuple[int, ...]:

@@ -90,14 +90,18 @@ def space_starts(ids: Tensor) -> Tensor:
     return _starts_after(after)
 
 
-def stride_starts(ids: Tensor, stride: int) -> Tensor:
-    """Begin a patch at bytes 0, 1, 1 + stride, 1 + 2 stride, ... of ids [B, N]: starts [B, N + 1].
+def stride_starts(places: Tensor, stride: int) -> Tensor:
+    """Begin a patch at bytes 0, 1, 1 + stride, 1 + 2 stride, ... of each document: starts [B, N + 1].
+
+    Args:
+        places: [B, N] int64, how many bytes of its document lie before each one.
+        stride: bytes.
 
     Raises:
         ValueError: a stride below 1.
     """
     _at_least_one("stride", stride)
-    return _starts_after((torch.arange(ids.shape[1], device=ids.device) % stride == 0).expand_as(ids))
+    return _starts_after(places % stride == 0)
 
 
 def byte_starts(ids: Tensor) -> Tensor:

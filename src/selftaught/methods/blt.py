@@ -179,7 +179,7 @@ def run(cfg: Config, lab: "Lab") -> Outcome:
     with lab.scope(arm="seed_model"):
         texts = read(cfg, lab)
         outcome.weights = sizes(texts.test[""])
-        entropy = entropy_model(cfg, lab, texts)  # step 1
+        entropy = entropy_model(cfg, lab, texts) if reads_entropies(*cfg.arms) else None  # step 1
     starts: dict[str, ModelSpec] = {}
     for arm in cfg.arms:
         with lab.scope(arm=arm, round=1):
@@ -193,6 +193,11 @@ def run(cfg: Config, lab: "Lab") -> Outcome:
     with lab.scope(arm="seed_model"):
         show(lab, texts, {arm: model for arm, model in starts.items() if arm in DRAWN}, entropy)
     return outcome
+
+
+def reads_entropies(*arms: str) -> bool:
+    """Return whether any of the arms has patches by entropy."""
+    return not WITHOUT_ENTROPIES.issuperset(arms)
 
 
 def training(cfg: Config, arm: str) -> Training:
@@ -235,13 +240,14 @@ def entropy_model(cfg: Config, lab: "Lab", texts: Texts) -> str:
     return model.source
 
 
-def patches(cfg: Config, lab: "Lab", arm: str, texts: Texts, entropy: str) -> Start:
+def patches(cfg: Config, lab: "Lab", arm: str, texts: Texts, entropy: str | None) -> Start:
     """Build an arm's model, its threshold calibrated (step 2), and store the patches of all windows."""
     from selftaught.evals.patches import patch_facts, patched
     from selftaught.models.blt.build import PatchDocuments, TokenPatches
     from selftaught.models.load import model_key, place_key
 
     spec, documents = replace(cfg.blt, **ARMS[arm]), texts.train
+    entropy = entropy if reads_entropies(arm) else None
     rule: PatchDocuments | TokenPatches | None = None
     if spec.patching == "explicit":
         rule = TokenPatches(tokenizer=lab.scratch(cfg.seed_model.scratch, [texts.documents]).source)
@@ -251,7 +257,7 @@ def patches(cfg: Config, lab: "Lab", arm: str, texts: Texts, entropy: str) -> St
         where = {"entropy": entropy, "documents": documents.path, "out": out}
         return {"spec": spec, **where, "start": cfg.model, "seed": lab.seed}
 
-    params = {"spec": spec, "entropy": place_key(entropy), "start": cfg.model and model_key(cfg.model)}
+    params = {"spec": spec, "entropy": entropy and place_key(entropy), "start": cfg.model and model_key(cfg.model)}
     made = lab.artifact("blt", BLT, params, [documents.key], arguments)
     lab.note("calibrated", **json.loads((made.path / "patches.json").read_text(encoding="utf-8")))
     rule, model = rule or PatchDocuments(model=str(made.path)), ModelSpec(source=str(made.path))
@@ -333,13 +339,13 @@ def sizes(windows: Iterable[Document]) -> dict[str, float]:
     return dict(found)
 
 
-def thresholds(cfg: Config, start: Start, texts: Texts, entropy: str) -> list[float]:
+def thresholds(cfg: Config, start: Start, texts: Texts, entropy: str | None) -> list[float]:
     """Return the thresholds (nats) that give mean lengths of `patch_sizes` bytes, calibrated as the model's own is."""
     from selftaught.evals.patches import changed
     from selftaught.models.blt.build import calibrate, calibration_sample, open_entropy_model
     from selftaught.models.load import load_config
 
-    if not cfg.patch_sizes:
+    if not cfg.patch_sizes or entropy is None:
         return []
     known, table = load_config(start.model), open_entropy_model(entropy)
     sample = [window.text for window in calibration_sample(texts.train)]
@@ -361,7 +367,7 @@ def sweep(cfg: Config, lab: "Lab", model: ModelSpec, texts: Texts, wanted: Seque
     lab.note("sweep", points=points)
 
 
-def show(lab: "Lab", texts: Texts, models: dict[str, ModelSpec], entropy: str) -> None:
+def show(lab: "Lab", texts: Texts, models: dict[str, ModelSpec], entropy: str | None) -> None:
     """Note the beginning of a test text with its entropies and its patches by each arm's rule, for the report."""
     from selftaught.evals.patches import patched_text
     from selftaught.functional.patches import byte_ids
@@ -371,7 +377,7 @@ def show(lab: "Lab", texts: Texts, models: dict[str, ModelSpec], entropy: str) -
     if models:
         shown = next(iter(texts.test[""])).text.encode()[:SHOWN_BYTES].decode(errors="ignore").encode()
         rules = {arm: load_config(model) for arm, model in models.items()}
-        drawn = patched_text(byte_ids(shown).tolist(), rules, open_entropy_model(entropy))
+        drawn = patched_text(byte_ids(shown).tolist(), rules, open_entropy_model(entropy) if entropy else None)
         lab.note("patched_text", **asdict(drawn))
 
 
@@ -388,7 +394,9 @@ def plan(cfg: Config) -> list[Work]:
         return Work(name=name, rows=times * windows, tokens=times * cfg.test_bytes, passes=2)
 
     spec = cfg.entropy_model
-    works = [trained("entropy model", spec.training)] if spec.kind == "transformer" and spec.training else []
+    works = []
+    if spec.kind == "transformer" and spec.training and reads_entropies(*cfg.arms):
+        works.append(trained("entropy model", spec.training))
     for arm in cfg.arms:
         swept = len(cfg.patch_sizes) if arm == cfg.swept else 0
         works += [trained(f"{arm}: training", cfg.training), read(f"{arm}: bits per byte", 1)]
@@ -399,6 +407,7 @@ def plan(cfg: Config) -> list[Work]:
 SHOWN_BYTES = 240
 LIGHT = "light_"
 DROP_AND_CASE = ("light_drop", "light_random_case")
+WITHOUT_ENTROPIES = frozenset({"space", "stride", "byte", "bpe_patches", "bpe"})
 DRAWN = ("entropy", "monotonic", "both", "space", "stride", "byte", "top_k")
 ENTROPY_MODEL = "selftaught.models.blt.build:build_entropy_model"
 BLT = "selftaught.models.blt.build:build_blt"
@@ -421,7 +430,7 @@ METHOD = Method(
     },
     claims=(
         Claim(
-            text="Patches at spaces cost fewer bits per byte than strides of equal FLOPs",
+            text="Patches at spaces cost fewer bits per byte than strides, at no more FLOPs",
             arm="space",
             baseline="stride",
             metric="bits_per_byte",

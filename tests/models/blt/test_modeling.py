@@ -22,6 +22,7 @@ from selftaught.models.blt.layers import (
     sight,
 )
 from selftaught.models.blt.modeling import patches_of
+from selftaught.models.blt.patchers import entropies
 
 # Settings under which the entropy model's random scores make patches of a few bytes each.
 INCREMENTAL: dict[str, dict[str, Any]] = {
@@ -200,7 +201,18 @@ def test_a_rule_that_cannot_be_followed(build: Build) -> None:
         build()(random_bytes(2, 3), attention_mask=torch.tensor([[1, 1, 1], [1, 0, 1]]))
 
 
-@pytest.mark.parametrize("changes", [{}, {"entropy_resets_at_newline": True}, {"ngram_padding": "zero"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"entropy_resets_at_newline": True},
+        {"ngram_padding": "zero"},
+        {"patching": "stride", "patch_size": 4},
+        {"patching": "space"},
+        {"patching": "monotonic", "patching_threshold": 0.01},
+        {"max_patch_length": 3},
+    ],
+)
 def test_documents_in_one_row_do_not_see_each_other(build: Build, changes: dict[str, Any]) -> None:
     model = build(**changes)
     documents = [F.pad(random_bytes(1, n, n), (1, 0), value=p.BOS) for n in (9, 1, 14)]
@@ -381,6 +393,16 @@ def test_an_entropy_model_is_in_float32_and_never_trained(build: Build) -> None:
     kept = model.model.entropy_model
     assert kept is not None and not kept.training
     assert all(x.dtype == torch.float32 and not x.requires_grad for x in kept.parameters())
+    assert model.train().model.encoder.training and not kept.training
+
+
+def test_entropies_are_the_same_under_autocast() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(byte_transformer_config(width=32, layers=2, heads=2)).eval()
+    ids = random_bytes(2, 20)
+    plain = entropies(model, ids)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(entropies(model, ids), plain)
 
 
 def test_initial_weights(build: Build) -> None:
@@ -443,8 +465,16 @@ def test_checkpointing_changes_no_gradient(build: Build) -> None:
         ({"hidden_size": 12, "num_attention_heads": 4}, "heads of even width"),
         ({"hidden_size": 8, "patch_width": 1, "num_attention_heads": 2}, "heads of even width"),
         ({"global_attention_heads": 4, "global_key_value_heads": 3}, "do not divide 4 global heads"),
-        ({"ngram_sizes": (4, 3)}, "give ascending sizes"),
-        ({"ngram_sizes": (0, 3)}, "give ascending sizes"),
+        ({"ngram_sizes": (4, 3)}, "give them in ascending order"),
+        ({"ngram_sizes": (3, 3)}, "give them in ascending order"),
+        ({"ngram_sizes": (0, 3)}, "give a list of whole numbers of at least 1"),
+        ({"ngram_sizes": [3.5]}, "give a list of whole numbers of at least 1"),
+        ({"ngram_sizes": 3}, "ngram_sizes=3: give a list of whole numbers"),
+        ({"ngram_sizes": None}, "ngram_sizes=None: give a list of whole numbers"),
+        ({"vocab_size": 100}, "vocab_size=100: bytes and their special ids are 260"),
+        ({"rope_theta": 0.0}, r"rope_theta=0\.0: give a number above 0"),
+        ({"rms_norm_eps": -1.0}, r"rms_norm_eps=-1\.0: give a number above 0"),
+        ({"entropy_config": {}}, "it must name its model_type"),
         ({"patching": "stride", "patch_size": 4.5}, "give a whole number of bytes"),
         ({"patching": "stride", "patch_size": 1e300}, "at most max_position_embeddings=8192"),
     ],

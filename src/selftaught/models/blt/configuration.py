@@ -80,7 +80,8 @@ class BltConfig(PreTrainedConfig):
         ngram_padding: "omit" n-grams that reach before the document's first byte, or pad them with "zero" (released).
         double_residual: cross-attention gives 2x + f(x) (released) instead of x + f(x).
         repool: start patch queries from the pooled bytes in every layer instead of keeping a running state.
-        documents: EOS closes a patch, and BOS after EOS begins a document that sees nothing of the earlier ones.
+        documents: EOS closes a patch, and BOS after EOS begins a document that sees nothing of the earlier ones (but
+            "top_k" ranks the bytes of a whole row).
         patching: rule of the patches, a key of `functional.patches.INCREMENTAL`; "explicit" needs `patch_lengths`.
         patching_threshold: nats; of the entropy for "entropy" and "both", of its rise for "monotonic".
         patching_rise: nats; of the rise for "both".
@@ -136,13 +137,15 @@ class BltConfig(PreTrainedConfig):
     use_cache: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.ngram_sizes = list(self.ngram_sizes)
+        self.ngram_sizes = _ngram_sizes(self.ngram_sizes)
         self.encoder_intermediate = self.encoder_intermediate or _feed_forward(self.hidden_size)
         self.decoder_intermediate = self.decoder_intermediate or _feed_forward(self.hidden_size)
         self.intermediate_size = self.intermediate_size or _feed_forward(self.global_hidden_size)
         self.global_key_value_heads = self.global_key_value_heads or self.global_attention_heads
         if isinstance(self.entropy_config, dict):
             known = dict(self.entropy_config)
+            if "model_type" not in known:
+                raise InputError(f"entropy_config={known}: it must name its model_type")
             self.entropy_config = AutoConfig.for_model(known.pop("model_type"), **known)
         super().__post_init__(**kwargs)
         self._check()
@@ -175,11 +178,14 @@ class BltConfig(PreTrainedConfig):
         for name in ("patch_size", "patching_threshold", "patching_rise"):
             if not isinstance(getattr(self, name), int | float) or isnan(getattr(self, name)):
                 raise InputError(f"{name}={getattr(self, name)!r}: give a number")
+        for name in ("rope_theta", "global_rope_theta", "rms_norm_eps"):
+            if not isinstance(getattr(self, name), int | float) or not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)!r}: give a number above 0")
+        if not isinstance(self.vocab_size, int) or self.vocab_size < VOCABULARY:
+            raise InputError(f"vocab_size={self.vocab_size!r}: bytes and their special ids are {VOCABULARY}")
         if self.patch_size < 1:
             raise InputError(f"patch_size={self.patch_size}: give at least 1")
         self._check_heads()
-        if self.ngram_sizes != sorted({n for n in self.ngram_sizes if n >= 1}):
-            raise InputError(f"ngram_sizes={self.ngram_sizes}: give ascending sizes of at least 1, or none")
         if self.patching == "stride" and not (
             self.patch_size <= self.max_position_embeddings and self.patch_size % 1 == 0
         ):
@@ -231,6 +237,14 @@ def byte_transformer_config(
         eos_token_id=EOS,
         pad_token_id=None,
     )
+
+
+def _ngram_sizes(sizes: Any) -> list[int]:
+    if not isinstance(sizes, list | tuple) or not all(isinstance(n, int) and n >= 1 for n in sizes):
+        raise InputError(f"ngram_sizes={sizes!r}: give a list of whole numbers of at least 1, or an empty one")
+    if list(sizes) != sorted(set(sizes)):
+        raise InputError(f"ngram_sizes={sizes!r}: give them in ascending order, each once")
+    return list(sizes)
 
 
 def _feed_forward(width: int) -> int:

@@ -220,7 +220,7 @@ class BltDecodable:
             recent = as_bytes(self._recent(new, RECENT))
             score = self._scores.step(recent, new.seen, self._cache.bytes, spans).cpu().numpy()
         ids, scores = (torch.from_numpy(np.stack(x, 1)) for x in ((new.before, new.ids), (before, score)))
-        begins = _begins_after(config, as_bytes(ids), scores, torch.from_numpy(new.index)).numpy()
+        begins = _begins_after(config, as_bytes(ids), scores, torch.from_numpy(new.place)).numpy()
         begins = begins | (new.place == 0)
         if config.documents:
             begins |= new.ids == boundaries.EOS
@@ -294,17 +294,17 @@ class BltDecodable:
         return decoder.norm(x)[:, 0]
 
 
-def _begins_after(config: BltConfig, ids: Tensor, scores: Tensor, index: Tensor) -> Tensor:
+def _begins_after(config: BltConfig, ids: Tensor, scores: Tensor, place: Tensor) -> Tensor:
     """Return whether the rule begins a patch after the last byte, bool [R].
 
     Args:
         config: names the rule.
         ids: [R, 2] the byte before the last, and the last.
         scores: [R, 2] theirs.
-        index: [R] of the last byte in its row.
+        place: [R] of the last byte in its document.
     """
     if config.patching == "stride":
-        return index % int(config.patch_size) == 0
+        return place % int(config.patch_size) == 0
     starts = {
         "entropy": lambda: boundaries.threshold_starts(scores, config.patching_threshold),
         "monotonic": lambda: boundaries.monotonic_starts(scores, config.patching_threshold),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -205,7 +205,7 @@ class BltPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ("Block",)
     _supports_sdpa = True
-    # Boundaries must not depend on the dtype that the rest is computed in.
+    # Boundaries must not depend on the dtype that the rest is opened in.
     _keep_in_fp32_modules_strict = ("entropy_model",)
 
     @classmethod
@@ -260,6 +260,13 @@ class BltModel(BltPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the embeddings of single bytes."""
         self.encoder.embed_tokens = value
+
+    def train(self, mode: bool = True) -> Self:
+        """Train or evaluate; the entropy model is never trained, so its dropout is off in both."""
+        super().train(mode)
+        if self.entropy_model is not None:
+            self.entropy_model.eval()
+        return self
 
     def set_entropy_model(self, model: PreTrainedModel) -> None:
         """Use a trained entropy model; it is saved with this one and never trained by it."""

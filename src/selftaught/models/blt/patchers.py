@@ -44,7 +44,10 @@ def entropies(
     if positions is not None:
         mask = attention_mask(n, getattr(model.config, "sliding_window", None), positions, input_ids.device)
     kept = {"past_key_values": cache, "use_cache": cache is not None}
-    return patches.next_byte_entropies(model(input_ids=input_ids, attention_mask=mask, **kept).logits)
+    # Rounded entropies would place other boundaries in training than in decoding.
+    with torch.autocast(input_ids.device.type, enabled=False):
+        logits = model(input_ids=input_ids, attention_mask=mask, **kept).logits
+    return patches.next_byte_entropies(logits)
 
 
 def find_starts(
@@ -106,7 +109,8 @@ def _follow_rule(config: BltConfig, ids: Tensor, scores: Tensor | None, lengths:
     if config.patching == "space":
         return patches.space_starts(ids)
     if config.patching == "stride":
-        return patches.stride_starts(ids, int(config.patch_size))
+        begins = patches.document_begins(ids) & config.documents
+        return patches.stride_starts(patches.positions_since(begins), int(config.patch_size))
     if config.patching == "byte":
         return patches.byte_starts(ids)
     assert scores is not None  # all other rules read them
