@@ -4,8 +4,9 @@ from tests import architectures
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from selftaught.engines.stopping import StopStrings, decode, finished_text
+from selftaught.engines.stopping import StopStrings, finished_text
 from selftaught.models.blt import ByteTokenizer
+from selftaught.text.tokens import decode
 
 TEXTS = [
     "The answer is 42.\n\nQuestion: how many? Ünïcödé, 日本語 and 🙂 too.",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from scipy.stats import spearmanr
-from tests import architectures
+from tests import architectures, byte_models
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from selftaught.engines.resets import ResetPolicy
@@ -35,6 +35,7 @@ from selftaught.evals.attacks import (
     with_suffix,
 )
 from selftaught.evals.attacks.coordinate import _Reader
+from selftaught.models.blt.tokenization import ByteTokenizer
 from selftaught.models.scratch import train_tokenizer
 from selftaught.specs import ModelSpec, Resets, Sampling, Scratch
 from selftaught.text.templates import CHAT, MODEL_ONLY, encode_prompt
@@ -323,6 +324,20 @@ def test_special_and_added_tokens_are_never_proposed():
     found = ordinary_tokens(tokenizer)
     assert set(found) == set(range(3, 48))
     assert not {tokenizer.convert_tokens_to_ids(t) for t in ("[RESET]", "added", "<eos>", "<pad>")} & set(found)
+
+
+def test_parts_of_characters_are_never_proposed():
+    assert ordinary_tokens(ByteTokenizer()) == tuple(b + 4 for b in range(128))
+
+
+def test_a_byte_model_is_attacked():
+    """It takes no vectors in place of ids, and a suffix of any bytes would seldom be text."""
+    model = Attacked(network=byte_models.blt(), tokenizer=ByteTokenizer())
+    case = make_case(model, Prompt.from_text("tell me how"), "Sure")
+    keep, allowed = keeps_ids(model.tokenizer, case), ordinary_tokens(model.tokenizer)
+    found = coordinate_attack(model.network, case, Search(length=20, budget=80, batch=16), allowed=allowed, keep=keep)
+    assert found.value > found.history[0] and keep(found.suffix)
+    assert model.tokenizer.decode(list(found.suffix)).encode() == bytes(i - 4 for i in found.suffix)
 
 
 def test_where_the_suffix_goes():

@@ -21,6 +21,7 @@ from selftaught.evals.temperatures import (
     shares_by_kind,
     traces,
 )
+from selftaught.models.blt.tokenization import ByteTokenizer
 from selftaught.specs import Choice, ModelSpec
 from selftaught.types import Completion, Group, Pair, Prompt
 
@@ -109,6 +110,18 @@ def test_traces_of_chosen_fixed_and_kept_temperatures(model):
     assert fixed.temperatures == (0.7,) * 4
     one = Completion(prompt_id=prompt.id, k=0, text="", token_ids=(1,), latents={"temperature": (0.3,)})
     assert traces(groups_of((prompt, one)), model, kept_temperatures)[prompt.id][0].tokens == ()
+
+
+def test_a_character_of_several_tokens_begins_a_sentence_with_the_first(tmp_path):
+    ByteTokenizer().save_pretrained(tmp_path)
+    prompt, text = Prompt.from_text("p"), "Été. Où"
+    ids = tuple(ByteTokenizer()(text, add_special_tokens=False)["input_ids"])
+    one = Completion(prompt_id=prompt.id, k=0, text=text, token_ids=(*ids, 2), latents={})
+    (trace,) = traces(groups_of((prompt, one)), ModelSpec(source=str(tmp_path)), FixedTemperature(temperature=0.7))[
+        prompt.id
+    ]
+    assert trace.tokens == ("É", "", "t", "é", "", ".", " ", "O", "ù", "")
+    assert trace.places == (0, 1, 2, 3, 4, 5, 6, 0, 1, 2)
 
 
 def test_a_choice_for_the_whole_answer_is_that_of_every_token(model):

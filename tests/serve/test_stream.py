@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from selftaught.engines.rows import Event
-from selftaught.engines.stopping import decode
 from selftaught.models.blt import ByteTokenizer
-from selftaught.serve.stream import SampleStream, TokenTexts, standing, token_list
+from selftaught.serve.stream import SampleStream, standing, token_list
+from selftaught.text.tokens import decode
 
 
 def bytes_tokenizer() -> PreTrainedTokenizerFast:
@@ -100,24 +100,6 @@ def test_a_decoder_that_rewrites_what_it_said_is_corrected_at_the_end() -> None:
 
 
 _steps = st.lists(st.one_of(st.text(max_size=4), st.integers(1, 9)), max_size=12)
-
-
-def test_bytes_that_are_no_text_do_not_wait_for_ever() -> None:
-    """Nor is each decoded again with all before it: what a step decodes does not grow."""
-    tokenizer, decoded = ByteTokenizer(), []
-
-    class Counting:
-        def decode(self, ids: list[int], **options: object) -> str:
-            decoded.append(len(ids))
-            return tokenizer.decode(ids, **options)
-
-    data = b"a" + b"\xff\xe2\x98" * 60 + "é".encode()
-    texts, shown = TokenTexts(Counting()), []
-    for number in tokenizer.encode_bytes(data):
-        texts.push(number)
-        shown.append(len(texts.text))
-    assert texts.text == data.decode("utf-8", "replace")
-    assert all(n - 25 < 1.5 * length + 1 for n, length in enumerate(shown)) and max(decoded) < 70
 
 
 @given(_steps, st.sampled_from([(), ("b",), ("ab", "é"), ("aab", "😀a")]), st.data())

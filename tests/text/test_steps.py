@@ -4,9 +4,10 @@ from hypothesis import strategies as st
 from tests import architectures
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from selftaught.errors import InputError
+from selftaught.models.blt.tokenization import ByteTokenizer
 from selftaught.text.steps import Segmentation, check_spans, cover, first_token, token_starts, token_steps
 
 HOSTILE = st.text(alphabet=st.sampled_from("ab \n\t.?!:#1$\\Step\u2028é🎈"), max_size=60)
@@ -99,13 +100,44 @@ def test_sampled_ids_that_are_not_the_encoding():
 
 
 def test_characters_of_several_tokens():
-    """Bytes of one character: the parts alone are marks of replacement, so whole prefixes are measured."""
+    """Bytes of one character begin where it does, and bytes that are none where their mark of replacement does."""
+    assert token_starts(Bytes(), [97, *"é".encode(), 98], "aéb") == [0, 1, 1, 2]
+    assert token_starts(Bytes(), [*"甲😀".encode(), 256], "甲😀") == [0, 0, 0, 1, 1, 1, 1, 2]
+    broken = b"a\xf0\x9fb\xe3c\xff\xffd\xe3"
+    assert token_starts(Bytes(), list(broken), broken.decode("utf-8", "replace")) == [0, 1, 1, 2, 3, 4, 5, 6, 7, 8]
 
-    class Bytes(Merged):
+
+def test_steps_keep_the_last_bytes_of_their_characters():
+    text, spans = "甲。乙!", [(0, 2), (2, 4)]
+    starts = token_starts(Bytes(), list(text.encode()), text)
+    assert token_steps(starts, text, spans) == [1] * 6 + [2] * 4
+
+
+def test_a_special_token_that_a_text_names():
+    """[RESET] is a token of its own, and not left out where the text that was trained on names it."""
+    tokenizer = ByteTokenizer()
+    tokenizer.add_tokens(AddedToken("[RESET]", special=True))
+    reset = tokenizer.convert_tokens_to_ids("[RESET]")
+    for text in ("bad[RESET]good", "é[RESET]é"):
+        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        starts, behind = token_starts(tokenizer, ids, text), text.index("]") + 1
+        assert starts[ids.index(reset) :][:2] == [text.index("["), behind]
+        assert first_token(tokenizer, ids, text, behind) == ids.index(reset) + 1
+
+
+def test_a_long_text_is_decoded_in_parts():
+    """Decoding every prefix would read a text of n bytes n times."""
+
+    class Counted(Bytes):
+        read = 0
+
         def decode(self, ids, **options):
-            return bytes(ids).decode("utf-8", "replace")
+            self.read += len(ids)
+            return super().decode(ids, **options)
 
-    assert token_starts(Bytes(), [97, *"é".encode(), 98], "aéb") == [0, 1, 2, 2]
+    tokenizer, text = Counted(), "é" + "a" * 2000
+    assert token_starts(tokenizer, list(text.encode()), text)[-1] == 2000
+    assert tokenizer.read < 20 * 2000
 
 
 # --- the first token behind a character ------------------------------------------------------------------------------

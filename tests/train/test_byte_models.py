@@ -12,8 +12,10 @@ from tests.train import samples
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from selftaught.errors import InputError
 from selftaught.models.blt import BltConfig, BltForCausalLM, ByteTokenizer
 from selftaught.models.load import load_model
+from selftaught.models.special_tokens import add_token
 from selftaught.scorers.reward_model import RewardModel
 from selftaught.specs import KTO, SFT, BradleyTerry, Lora, ModelSpec, ObjectiveSpec, Preference, StepKTO
 from selftaught.train.batching import collate
@@ -25,7 +27,7 @@ from selftaught.train.reference import reference_logps
 from selftaught.train.rewards import reward_items
 from selftaught.train.setup import open_model, prepare, prepare_rewards
 from selftaught.train.update import Updater
-from selftaught.types import Group
+from selftaught.types import Completion, Demonstration, Group, Prompt
 
 BYTES = ByteTokenizer()
 OBJECTIVES = [
@@ -210,3 +212,50 @@ def test_a_reward_is_read_at_the_last_byte_by_trainer_scorer_and_single_rows(mod
     groups = [Group(prompt=p.prompt, completions=(p.chosen, p.rejected)) for p in rows]
     assert [s.value for row in RewardModel(model=spec)(groups) for s in row] == pytest.approx(alone, abs=1e-5)
     assert max(alone) - min(alone) > 0.01
+
+
+def test_a_reward_model_with_an_adapter_scores(model: ModelSpec, tmp_path: Path):
+    """peft hands on every argument that transformers' models have, `inputs_embeds` among them."""
+    rows = samples.pairs(4)
+    train(job(model, tmp_path, BradleyTerry(), rows, epochs=1, lora=Lora(rank=2)))
+    spec = replace(model, adapter=str(tmp_path / "model"))
+    groups = [Group(prompt=p.prompt, completions=(p.chosen, p.rejected)) for p in rows]
+    found = [s.value for row in RewardModel(model=spec)(groups) for s in row]
+    prepared = prepare_rewards(spec, samples.settings(), join_ranks(), 0, 0)
+    with torch.no_grad():
+        trained = prepared.policy(collate(reward_items(encode(BYTES, rows, "plain", "")), packed=False, pad_id=0))
+    assert found == pytest.approx(trained.tolist(), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def resets() -> list[Demonstration]:
+    return [
+        Demonstration(
+            prompt=Prompt.from_text("q"),
+            completion=Completion(prompt_id="q", k=0, text=text, finish="stop"),
+            loss_from=(text.index("["),),
+        )
+        for text in ("bad[RESET]good", "éé[RESET]è")
+    ]
+
+
+def test_an_added_token_is_trained_with_an_adapter(resets: list[Demonstration], tmp_path: Path):
+    start = byte_models.save(byte_models.blt(), tmp_path / "blt")
+    add_token(model=start, token="[RESET]", out=tmp_path / "start", seed=0)
+    start = ModelSpec(source=str(tmp_path / "start"))
+    train(job(start, tmp_path / "run", SFT(), resets, epochs=2, lora=Lora(rank=2), lr=1e-2))
+    merged = load_model(replace(start, adapter=str(tmp_path / "run" / "model"))).merge_and_unload()
+    before = load_model(start)
+    for old, new in ((before.lm_head, merged.lm_head), (before.get_input_embeddings(), merged.get_input_embeddings())):
+        assert not torch.equal(new.weight[-1], old.weight[-1]) and torch.equal(new.weight[:-1], old.weight[:-1])
+
+
+def test_an_adapter_cannot_tell_two_tables_apart(model: ModelSpec, resets: list[Demonstration], tmp_path: Path):
+    """A transformer that places patches has an `lm_head` too, which knows nothing of an added token."""
+    add_token(model=model, token="[RESET]", out=tmp_path / "start", seed=0)
+    start = ModelSpec(source=str(tmp_path / "start"))
+    with pytest.raises(
+        InputError, match=r"added tokens in lm_head and not in model\.entropy_model\.lm_head: train all"
+    ):
+        train(job(start, tmp_path / "run", SFT(), resets, lora=Lora(rank=2)))
+    train(job(start, tmp_path / "whole", SFT(), resets, epochs=1))

@@ -15,7 +15,7 @@ from selftaught.train import loop
 from selftaught.train.loop import train
 from selftaught.train.reference import reference_logps
 from selftaught.train.update import Updater
-from selftaught.types import Demonstration, Pair, Score
+from selftaught.types import Demonstration, Document, Pair, Score
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +183,9 @@ def test_nothing_to_train_on(model, tmp_path):
         train(samples.job(model, tmp_path / "a", examples=[]))
     with pytest.raises(NothingToTrainOn, match=r"all 10 examples are longer than 1 tokens .* raise max_length"):
         train(samples.job(model, tmp_path / "b", settings=samples.settings(max_length=1)))
+    long = [Document(text="a " * 2000)]
+    with pytest.raises(NothingToTrainOn, match="cut them, for the model's context ends there"):
+        train(samples.job(model, tmp_path / "c", objective=SFT(), examples=long))
 
 
 def test_divergence_keeps_the_last_checkpoint(model, tmp_path, monkeypatch):

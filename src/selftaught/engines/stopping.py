@@ -6,10 +6,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-HALF = "\ufffd"
-"""What a decoder writes for bytes that are no text, or not yet."""
-CHARACTER = 4
-"""Bytes of the longest character in UTF-8."""
+from selftaught.text.tokens import CHARACTER, HALF, decode
 
 _pieces: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
@@ -69,11 +66,6 @@ class StopStrings:
         """Return `text` up to the first stop string."""
         ends = [i for i in map(text.find, self.sets[number]) if i >= 0]
         return text[: min(ends)] if ends else text
-
-
-def decode(tokenizer: Any, ids: list[int]) -> str:
-    """Return the text of `ids` without special tokens, spaces as they are."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def finished_text(tokenizer: Any, ids: list[int]) -> str:

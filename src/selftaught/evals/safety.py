@@ -14,12 +14,12 @@ from dataclasses import replace
 from math import comb, isnan
 from typing import Any
 
-from selftaught.engines.stopping import decode
 from selftaught.errors import InputError
 from selftaught.evals.evaluate import summarise
 from selftaught.evals.metrics import PerProblem, accuracy, mean_known
 from selftaught.scorers.safety import Classifier, classify
 from selftaught.text.templates import answer_start, whole_answer
+from selftaught.text.tokens import decode
 from selftaught.types import Completion, Group, Prompt, Report, Score
 
 VIOLATION, BEFORE, HELPFUL = "violation", "violation_before", "helpfulness"

@@ -14,6 +14,7 @@ from statistics import fmean
 from selftaught.evals.metrics import PerProblem, mean_known
 from selftaught.select.latent_pairs import LATENT
 from selftaught.specs import Choice, ModelSpec
+from selftaught.text.tokens import token_groups
 from selftaught.types import Completion, Document, Group, Pair, Prompt
 
 TEMPERATURE = "temperature"
@@ -107,6 +108,8 @@ def kept_temperatures(completion: Completion) -> Sequence[float]:
 class Trace:
     """A completion's tokens as text, without special ones, with the temperature and the place of each.
 
+    A character that is split belongs to the first of its tokens; the others have no text.
+
     A place counts tokens from the one with which a sentence begins: 0, 1, ...
     """
 
@@ -120,18 +123,18 @@ def traces(groups: Iterable[Group], model: ModelSpec, temperature_of: Temperatur
     from selftaught.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    special, texts = frozenset(tokenizer.all_special_ids), dict[int, str]()
+    special = frozenset(tokenizer.all_special_ids)
     found: dict[str, list[Trace]] = {}
     for group in groups:
         for completion in group.completions:
             ids = completion.token_ids or ()
-            for token in {*ids} - texts.keys():
-                texts[token] = tokenizer.decode([token])
             temperatures = temperature_of(completion)
             every = tuple(temperatures) * len(ids) if len(temperatures) == 1 else tuple(temperatures)
-            kept = [(texts[i], t) for i, t in zip(ids, every, strict=True) if i not in special]
-            tokens, taus = (tuple(column) for column in zip(*kept, strict=True)) if kept else ((), ())
-            trace = Trace(tokens=tokens, temperatures=taus, places=tuple(places(tokens)))
+            kept = [(i, t) for i, t in zip(ids, every, strict=True) if i not in special]
+            texts: list[str] = []
+            for size, piece in token_groups(tokenizer, [i for i, _ in kept]):
+                texts += [piece, *[""] * (size - 1)]
+            trace = Trace(tokens=tuple(texts), temperatures=tuple(t for _, t in kept), places=tuple(places(texts)))
             found.setdefault(group.id, []).append(trace)
     return found
 

@@ -10,10 +10,7 @@ from itertools import takewhile
 from typing import Any
 
 from selftaught.engines.rows import Event
-from selftaught.engines.stopping import CHARACTER, HALF, decode
-
-PATIENCE = 4 * CHARACTER
-"""Tokens without whole text after which those that cannot be part of a character any more are looked at."""
+from selftaught.text.tokens import TokenTexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,43 +20,6 @@ class Token:
     text: str
     logprob: float
     offset: int
-
-
-class TokenTexts:
-    """Which text each token of a growing sequence completed.
-
-    A token that opens a character completes nothing; the character belongs to the token that closes it. Joined, the
-    texts are the text of all tokens, special ones left out.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.text = ""
-        self._ids: list[int] = []
-        self._start = self._read = 0
-
-    def push(self, token: int) -> str:
-        """Add a token and return what it completed."""
-        self._ids.append(token)
-        # Decoders treat the start of a text in their own way, so that new tokens are decoded after known ones.
-        known = decode(self._tokenizer, self._ids[self._start : self._read])
-        whole = decode(self._tokenizer, self._ids[self._start :])
-        if not whole.endswith(HALF) and len(whole) > len(known):
-            return self._complete(known, whole, len(self._ids))
-        # Bytes that are no text may go on for ever, and nobody should wait, or decode all of them each time.
-        settled = len(self._ids) - CHARACTER
-        if whole.endswith(HALF) and settled - self._read > PATIENCE:
-            before = decode(self._tokenizer, self._ids[self._start : settled])
-            if before + decode(self._tokenizer, self._ids[settled:]) == whole:
-                return self._complete(known, before, settled)
-        return ""
-
-    def _complete(self, known: str, whole: str, read: int) -> str:
-        """Take what `whole` adds to `known` as the text of the tokens up to `read`."""
-        self._start, self._read = self._read, read
-        piece = whole[len(known) :]
-        self.text += piece
-        return piece
 
 
 class SampleStream:

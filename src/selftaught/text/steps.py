@@ -4,10 +4,11 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any, Literal
 
 from selftaught.errors import InputError
+from selftaught.text.tokens import HALF, decode, token_groups
 
 Span = tuple[int, int]
 
@@ -109,27 +110,46 @@ def cover(spans: Sequence[Span], text: str) -> list[Span]:
 def token_starts(tokenizer: Any, ids: Sequence[int], text: str) -> list[int] | None:
     """Return the character of `text` at which each token begins: `len(text)` for one that adds no character after it.
 
+    All tokens of a character that is split begin where it does.
+
     None where the ids do not spell `text`, for then no step can be found in them.
     """
     own = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
     if tokenizer.is_fast and list(own["input_ids"]) == list(ids[: len(own["input_ids"])]):
         starts = [start for start, _ in own["offset_mapping"]]
         return starts + [len(text)] * (len(ids) - len(starts))
-    # Sampled ids need not be those that the text is encoded to.
-    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    whole = tokenizer.decode(list(ids), **options)
-    pieces = [len(tokenizer.decode([token], **options)) for token in ids]
-    if sum(pieces) == len(whole):
-        starts = list(accumulate(pieces, initial=0))[:-1]
-    else:
-        starts = [len(tokenizer.decode(list(ids[:i]), **options)) for i in range(len(ids))]
-    # A chat template may put something before an answer, or take the blanks around it away.
+    # Sampled ids need not be those that the text is encoded to. The name of a special token in a text means the token.
     visible = text.strip()
-    found = whole.find(visible)
-    if found < 0:
-        return None
-    shift = text.find(visible) - found
-    return [min(max(start + shift, 0), len(text)) for start in starts]
+    for special in (False, True):
+        whole, starts = _spelled(tokenizer, ids, special)
+        # A chat template may put something before an answer, or take the blanks around it away.
+        if (found := whole.find(visible)) >= 0:
+            shift = text.find(visible) - found
+            return [min(max(start + shift, 0), len(text)) for start in starts]
+    return None
+
+
+def _spelled(tokenizer: Any, ids: Sequence[int], special: bool) -> tuple[str, list[int]]:
+    """Return the text of `ids` and where each begins: all tokens of a character where the character does."""
+    whole = decode(tokenizer, ids, special=special)
+    pieces = [decode(tokenizer, [token], special=special) for token in ids]
+    alone = "".join(pieces) == whole
+    groups = ((1, piece) for piece in pieces) if alone else token_groups(tokenizer, ids, special=special)
+    starts, length = list[int](), 0
+    for count, piece in groups:
+        group = ids[len(starts) : len(starts) + count]
+        starts += [length + place for place in _within(tokenizer, group, special)]
+        length += len(piece)
+    return whole, starts
+
+
+def _within(tokenizer: Any, group: Sequence[int], special: bool) -> Iterator[int]:
+    """Yield where each token of a group begins in its text: bytes that are no character can make several."""
+    before = ""
+    for i in range(len(group)):
+        after = decode(tokenizer, group[: i + 1], special=special) if len(group) > 1 else ""
+        yield len(before) - (before.endswith(HALF) and len(after) <= len(before))
+        before = after
 
 
 def first_token(tokenizer: Any, ids: Sequence[int], text: str, begin: int) -> int | None:
@@ -142,17 +162,7 @@ def first_token(tokenizer: Any, ids: Sequence[int], text: str, begin: int) -> in
     starts = token_starts(tokenizer, ids, text)
     if starts is None:
         return None
-    first = next((i for i, place in enumerate(_first_visible(starts, text)) if place >= begin), len(ids))
-    # The last bytes of a character can count as beginning behind it, and are part of it all the same.
-    while first < len(ids) and _inside_a_character(tokenizer, ids, first):
-        first += 1
-    return first
-
-
-def _inside_a_character(tokenizer: Any, ids: Sequence[int], place: int) -> bool:
-    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    before = tokenizer.decode(list(ids[:place]), **options)
-    return before.endswith("\ufffd") and not tokenizer.decode(list(ids), **options).startswith(before)
+    return next((i for i, place in enumerate(_first_visible(starts, text)) if place >= begin), len(ids))
 
 
 def _first_visible(starts: Sequence[int], text: str) -> Iterator[int]:

@@ -44,8 +44,9 @@ def prepare_examples(
     kept = [e for e in encoded if e.longest <= limit]
     if not kept:
         longest = max((e.longest for e in encoded), default=0)
+        remedy = "cut them, for the model's context ends there" if limit == context else "raise max_length"
         reason = (
-            f"all {len(encoded)} examples are longer than {limit} tokens (longest {longest}): raise max_length"
+            f"all {len(encoded)} examples are longer than {limit} tokens (longest {longest}): {remedy}"
             if encoded
             else "there is no example"
         )

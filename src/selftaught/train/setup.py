@@ -1,6 +1,7 @@
 """A model made ready for training: adapter, dropout off, checkpointing, the mode the probe allows, its shards."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -184,8 +185,22 @@ def _added_tokens(model: PreTrainedModel) -> dict[str, list[int]] | None:
     added = list(getattr(model.config, TRAINED_WITH_ADAPTERS, ()))
     tied = model.get_input_embeddings().weight is getattr(model.get_output_embeddings(), "weight", None)
     tables = (model.get_input_embeddings(),) if tied else (model.get_input_embeddings(), model.get_output_embeddings())
-    names = [name.rpartition(".")[2] for name, module in model.named_modules() if any(module is t for t in tables)]
-    return dict.fromkeys(names, added) if added else None
+    modules = dict(model.named_modules())
+    paths = [path for path, module in modules.items() if any(module is t for t in tables)]
+    return dict.fromkeys((_ending(path, modules) for path in paths), added) if added else None
+
+
+def _ending(path: str, paths: Iterable[str]) -> str:
+    """Return the shortest end of a module's path that no other path has: peft adapts all modules whose path has it."""
+    parts, others = path.split("."), [p for p in paths if p != path]
+    for n in range(1, len(parts) + 1):
+        end = ".".join(parts[-n:])
+        if not any(other.endswith(end) for other in others):
+            return end
+    also = next(other for other in others if other.endswith(path))
+    raise InputError(
+        f"lora: peft cannot train added tokens in {path} and not in {also}: train all weights, without lora"
+    )
 
 
 def _switch_off_dropout(model: PreTrainedModel) -> None:

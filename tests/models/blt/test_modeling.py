@@ -405,6 +405,15 @@ def test_entropies_are_the_same_under_autocast() -> None:
         assert torch.equal(entropies(model, ids), plain)
 
 
+def test_what_it_does_not_take_is_refused(build: Build) -> None:
+    """peft names all arguments of transformers' models, without values."""
+    model, ids = build(), random_bytes(1, 9)
+    unset = {"inputs_embeds": None, "output_attentions": None, "output_hidden_states": False}
+    torch.testing.assert_close(model(ids, **unset).logits, model(ids).logits)
+    with pytest.raises(InputError, match="a BLT takes no inputs_embeds: pass input_ids"):
+        model(ids, inputs_embeds=torch.zeros(1, 9, 16))
+
+
 def test_initial_weights(build: Build) -> None:
     torch.manual_seed(0)
     model = BltForCausalLM(BltConfig(hidden_size=64, ngram_vocab=1000, num_hidden_layers=1, decoder_layers=1))

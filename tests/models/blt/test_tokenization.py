@@ -93,3 +93,9 @@ def test_an_added_token_of_one_character_is_no_byte():
     ids = tokenizer.encode("a☃é", add_special_tokens=False)
     assert ids == [101, 260, 199, 173]
     assert tokenizer.decode(ids) == "a☃é"
+
+
+def test_ids_past_the_vocabulary_have_no_text():
+    tokenizer = ByteTokenizer()
+    assert tokenizer.decode([101, 300, 102]) == "ab"
+    assert tokenizer.convert_tokens_to_ids(["unknown", "a"])[1] == 101

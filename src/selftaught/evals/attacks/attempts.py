@@ -16,12 +16,12 @@ from selftaught.engines.policies import build_policy
 from selftaught.engines.policy import Policy
 from selftaught.engines.rows import Request
 from selftaught.engines.sampler import Sampler, completion_of, default_slots, run_requests
-from selftaught.engines.stopping import decode
 from selftaught.errors import InputError
 from selftaught.models.load import default_device, load_model, load_tokenizer, tokenizer_fingerprint
 from selftaught.specs import ModelSpec, Sampling
 from selftaught.store.seeds import row_seed
 from selftaught.text.templates import encode_prompt, prefilled
+from selftaught.text.tokens import decode
 from selftaught.types import Group, Prompt
 
 

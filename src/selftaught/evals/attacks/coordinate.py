@@ -29,6 +29,7 @@ from selftaught.evals.attacks.attempts import Attacked, Attempt
 from selftaught.functional.attack import greedily_reached, target_objective
 from selftaught.models.load import context_length
 from selftaught.text.templates import CHAT, PLAIN, encode_prompt, harmless_pieces, render
+from selftaught.text.tokens import HALF
 from selftaught.types import Prompt
 
 TOKENS_AT_ONCE = 16_384
@@ -116,9 +117,10 @@ def with_suffix(prompt: Prompt, case: Case, suffix: Sequence[int]) -> Attempt:
 
 
 def ordinary_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids a user can write: no special or added token, [RESET] least of all, and none without a text."""
+    """Return the ids a user can write: no special or added token, [RESET] least of all, and none without whole text."""
     barred = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return tuple(i for i in sorted(set(tokenizer.get_vocab().values()) - barred) if tokenizer.decode([i]))
+    texts = {i: tokenizer.decode([i]) for i in sorted(set(tokenizer.get_vocab().values()) - barred)}
+    return tuple(i for i, text in texts.items() if text and HALF not in text)
 
 
 def keeps_ids(tokenizer: Any, case: Case) -> Keep:
@@ -216,7 +218,7 @@ class _Reader:
         some = max(1, TOKENS_AT_ONCE // rows.shape[1])
         values, reached = [], []
         for part in rows.split(some):
-            logits = self._logits(input_ids=part)
+            logits = self._logits(part)
             values.append(self._objective(logits))
             reached.append(greedily_reached(logits, self._target, suppressed=self.reset))
         if torch.cat(values).isnan().any():
@@ -225,11 +227,20 @@ class _Reader:
 
     def gradient(self, suffix: Tensor) -> Tensor:
         """Return d objective / d one-hot [S, V]: by the chain rule, the gradient of the vectors times all vectors."""
-        embed = self.network.get_input_embeddings()
-        vectors = embed(self._rows(suffix[None])).detach().requires_grad_()
-        with torch.enable_grad():
-            objective = self._objective(self._logits(inputs_embeds=vectors)).sum()
-            (found,) = torch.autograd.grad(objective, vectors)
+        embed, vectors = self.network.get_input_embeddings(), list[Tensor]()
+
+        def free(module: torch.nn.Module, arguments: Any, output: Tensor) -> Tensor:
+            vectors.append(output.detach().requires_grad_())
+            return vectors[-1]
+
+        # Not every model takes vectors in place of ids.
+        hook = embed.register_forward_hook(free)
+        try:
+            with torch.enable_grad():
+                objective = self._objective(self._logits(self._rows(suffix[None]))).sum()
+                (found,) = torch.autograd.grad(objective, vectors)
+        finally:
+            hook.remove()
         first = len(self.case.head)
         vocabulary = embed(torch.arange(embed.weight.shape[0], device=self._device)).detach()
         return found[0, first : first + len(suffix)].float() @ vocabulary.float().T
@@ -243,8 +254,8 @@ class _Reader:
         head, rest = (side.long().expand(len(suffixes), -1) for side in sides)
         return torch.cat([head, suffixes, rest], 1).to(self._device)
 
-    def _logits(self, **inputs: Tensor) -> Tensor:
-        logits = self.network(**inputs, **self._fewer, use_cache=False).logits
+    def _logits(self, ids: Tensor) -> Tensor:
+        logits = self.network(input_ids=ids, **self._fewer, use_cache=False).logits
         return logits[:, -len(self.case.target) - 1 :]
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.models.blt.configuration import BltConfig
-from selftaught.models.blt.modeling import BltModel, BltOutput, BltPreTrainedModel
+from selftaught.models.blt.modeling import BltModel, BltOutput, BltPreTrainedModel, check_unset
 
 
 class BltForSequenceClassification(BltPreTrainedModel):
@@ -24,8 +24,10 @@ class BltForSequenceClassification(BltPreTrainedModel):
         patch_lengths: Tensor | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
+        **unset: None,
     ) -> BltOutput | tuple[Tensor, ...]:
         """Return logits [B, labels] of rows [B, N]; a row ends where `attention_mask` does. See `BltModel.forward`."""
+        check_unset(unset)
         out = self.model(input_ids, attention_mask, patch_lengths)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         place = torch.arange(input_ids.shape[1], device=input_ids.device)

@@ -1,6 +1,6 @@
 """The Byte Latent Transformer (arXiv 2412.09871): bytes in patches whose length follows the data, no tokenizer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -381,12 +381,17 @@ class BltForCausalLM(BltPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
+        **unset: None,
     ) -> BltOutput | tuple[Tensor, ...]:
         """Return logits [B, N, 260] float32 and, with labels [B, N] (-100: none), the mean loss per byte in nats.
 
         `labels` are the ids themselves: byte i + 1 is what the logits at byte i are for. `logits_to_keep` are the last
         so many positions (0: all), or their indices. The rest is as in `BltModel.forward`.
+
+        Raises:
+            InputError: another argument of transformers' models, such as `inputs_embeds`, has a value.
         """
+        check_unset(unset)
         out = self.model(input_ids, attention_mask, patch_lengths)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, kept]).float()
@@ -431,6 +436,12 @@ class BltForCausalLM(BltPreTrainedModel, GenerationMixin):
                 f"patching={self.config.patching!r} needs the bytes still to come: generate with another rule"
             )
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask"), "logits_to_keep": 1}
+
+
+def check_unset(arguments: Mapping[str, Any]) -> None:
+    """Raise InputError where one of these has a value: peft hands on all that transformers' models know."""
+    if given := [name for name, value in arguments.items() if value is not None and value is not False]:
+        raise InputError(f"a BLT takes no {given[0]}: pass input_ids")
 
 
 def as_bytes(ids: Tensor) -> Tensor:

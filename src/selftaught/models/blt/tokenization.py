@@ -6,6 +6,7 @@ from transformers import AddedToken, PreTrainedTokenizer
 
 from selftaught.functional.patches import OFFSET, VOCABULARY
 
+_BYTES = {chr(b): b for b in range(256)}
 SPECIAL = ("<boe>", "<bos>", "<eos>", "<delimiter>")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
@@ -21,8 +22,9 @@ class ByteTokenizer(PreTrainedTokenizer):
     leaves them out with `skip_special_tokens=True` and writes their names without. A text that spells such a name
     means the special id, as with other tokenizers, unless `split_special_tokens=True`; `encode_bytes` never does.
 
-    Bytes that are not UTF-8 are decoded as replacement characters. To read such bytes, use `encode_bytes`, or decode
-    them with `surrogateescape`: that text's ids are the bytes.
+    Ids past them, with which a model's tables may be padded, have no text. Bytes that are not UTF-8 are decoded as
+    replacement characters. To read such bytes, use `encode_bytes`, or decode them with `surrogateescape`: that text's
+    ids are the bytes.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 - transformers' own convention
@@ -46,7 +48,7 @@ class ByteTokenizer(PreTrainedTokenizer):
 
     def get_vocab(self) -> dict[str, int]:
         """Return the id of every token; byte b is written as the character with code b."""
-        return {**{chr(b): b + OFFSET for b in range(256)}, **self._added_tokens_encoder}
+        return {**{token: b + OFFSET for token, b in _BYTES.items()}, **self._added_tokens_encoder}
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Return the ids of these very bytes, none of them special."""
@@ -65,8 +67,8 @@ class ByteTokenizer(PreTrainedTokenizer):
         parts: list[str] = []
         run = bytearray()
         for token in tokens:
-            if len(token) == 1 and token not in self._added_tokens_encoder:
-                run.append(ord(token))
+            if token in _BYTES and token not in self._added_tokens_encoder:
+                run.append(_BYTES[token])
                 continue
             parts += [run.decode("utf-8", "replace"), token]
             run.clear()
@@ -80,8 +82,8 @@ class ByteTokenizer(PreTrainedTokenizer):
             data = text.encode("utf-8", "surrogatepass")
         return [chr(b) for b in data]
 
-    def _convert_token_to_id(self, token: str) -> int:
-        return ord(token) + OFFSET
+    def _convert_token_to_id(self, token: str) -> int | None:
+        return _BYTES[token] + OFFSET if token in _BYTES else None
 
     def _convert_id_to_token(self, index: int) -> str:
-        return chr(index - OFFSET)
+        return chr(index - OFFSET) if index < VOCABULARY else ""
