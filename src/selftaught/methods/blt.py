@@ -297,13 +297,10 @@ def measure(cfg: Config, lab: "Lab", model: ModelSpec, start: Start) -> Measured
     clean = cost.pop("")
     # Noise may leave nothing of a short document.
     rises = {n: excess(dict.fromkeys(clean, Cost(0.0, 0)) | c, clean) for n, c in cost.items()}
-    light = [n for n in rises if n.startswith(LIGHT)]
-    kinds = {"rise_drop_and_case": DROP_AND_CASE, "rise_light": light, "rise": cfg.noises}
-    means = {
-        name: mean_costs([rises[n] for n in noises])
-        for name, noises in kinds.items()
-        if noises and rises.keys() >= set(noises)
-    }
+    kinds = {"rise_light": [n for n in rises if n.startswith(LIGHT)], "rise": cfg.noises}
+    if rises.keys() >= set(DROP_AND_CASE):
+        kinds["rise_drop_and_case"] = DROP_AND_CASE
+    means = {name: mean_costs([rises[n] for n in noises]) for name, noises in kinds.items() if noises}
     parts: dict[str, Costs] = {"bits_per_byte": clean, **means, **{f"rise_{n}": c for n, c in rises.items()}}
     reports = [Report(name=n, mean=pooled(c), stderr=standard_error(c), n=len(c)) for n, c in parts.items()]
     facts = {"patch_length": start.patch_length, "flops_per_byte": start.flops}
@@ -394,9 +391,8 @@ def plan(cfg: Config) -> list[Work]:
         return Work(name=name, rows=times * windows, tokens=times * cfg.test_bytes, passes=2)
 
     spec = cfg.entropy_model
-    works = []
-    if spec.kind == "transformer" and spec.training and reads_entropies(*cfg.arms):
-        works.append(trained("entropy model", spec.training))
+    needed = spec.kind == "transformer" and reads_entropies(*cfg.arms)
+    works = [trained("entropy model", spec.training)] if needed and spec.training else []
     for arm in cfg.arms:
         swept = len(cfg.patch_sizes) if arm == cfg.swept else 0
         works += [trained(f"{arm}: training", cfg.training), read(f"{arm}: bits per byte", 1)]
