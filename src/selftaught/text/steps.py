@@ -131,12 +131,8 @@ def token_starts(tokenizer: Any, ids: Sequence[int], text: str) -> list[int] | N
 
 def _spelled(tokenizer: Any, ids: Sequence[int], special: bool) -> tuple[str, list[int]]:
     """Return the text of `ids` and where each begins: all tokens of a character where the character does."""
-    whole = decode(tokenizer, ids, special=special)
-    pieces = [decode(tokenizer, [token], special=special) for token in ids]
-    alone = "".join(pieces) == whole
-    groups = ((1, piece) for piece in pieces) if alone else token_groups(tokenizer, ids, special=special)
-    starts, length = list[int](), 0
-    for count, piece in groups:
+    whole, starts, length = decode(tokenizer, ids, special=special), list[int](), 0
+    for count, piece in token_groups(tokenizer, ids, special=special):
         group = ids[len(starts) : len(starts) + count]
         starts += [length + place for place in _within(tokenizer, group, special)]
         length += len(piece)

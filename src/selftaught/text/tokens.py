@@ -63,8 +63,13 @@ class TokenTexts:
 def token_groups(tokenizer: Any, ids: Sequence[int], *, special: bool = False) -> Iterator[tuple[int, str]]:
     """Yield how many tokens make the next text together, and that text: often one, several for a split character.
 
-    Tokens without a text belong to those after them. `special` is as in `decode`.
+    `special` is as in `decode`.
     """
+    # Most texts are those of their tokens one by one, of which few are different.
+    alone = {i: decode(tokenizer, [i], special=special) for i in set(ids)}
+    if "".join(alone[i] for i in ids) == decode(tokenizer, ids, special=special):
+        yield from ((1, alone[i]) for i in ids)
+        return
     texts = TokenTexts(tokenizer, special=special)
     for token in ids:
         before = texts.complete
