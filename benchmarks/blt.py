@@ -9,9 +9,9 @@ given the same patches, and finding them is not timed; both make the same update
 float32 master weights. Ours multiplies float32 matrices as this library's trainer does (`fast_fp32_matmul`), the peer
 as it comes; "same matmul" gives it ours.
 
-Generation: the sampler, its caches on, beside two loops that compute the whole row for every byte: our own model under
-transformers' `generate`, and transformers' model. Prompts are 64 bytes, no byte ends a row. Growth is the time for
-1,024 bytes over that for 512: 2 where it is linear.
+Generation: the sampler, its caches on, beside loops that compute the whole row for every byte: our own model under
+transformers' `generate`, as it comes and with the faster matmul library ("same matmul"), and transformers' model.
+Prompts are 64 bytes, no byte ends a row. Growth is the time for 1,024 bytes over that for 512: 2 where it is linear.
 
 Patching: from ids [16, 8192] to patch lengths, entropies from counts of 3 bytes of context, on the novels again and
 again with one word in twenty replaced. The bar is 20 MB/s; there is no peer.
@@ -51,6 +51,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 PATCHED_ROWS, PATCHED_BYTES, BATCHES = 16, 8192, 32
 BAR = 20e6
+LOOPS = {
+    "own": "model without caches",
+    "own, same matmul": "model without caches, same matmul",
+    "peer": "weights in transformers, without caches",
+}
 
 
 def novels(size: int) -> bytes:
@@ -113,7 +118,8 @@ def train(side: str, case_name: str) -> dict[str, Any]:
     """Make the updates; return bytes, seconds and losses."""
     import torch
 
-    from selftaught.train.precision import Weights, fast_fp32_matmul
+    from selftaught.models.matmul import fast_fp32_matmul
+    from selftaught.train.precision import Weights
 
     precision, setting = case_name.split()[1].strip(","), "" if side == "ours" else SETTINGS[case_name][int(side)]
     model = build() if side == "ours" else peer_of(build(), setting)
@@ -144,11 +150,16 @@ def train(side: str, case_name: str) -> dict[str, Any]:
 
 def generate(side: str, case_name: str) -> dict[str, Any]:
     """Generate; return bytes, seconds and, of the sampler, the seconds of half as many bytes."""
+    import torch
+
+    from selftaught.models.matmul import fast_fp32_matmul
+
     rows = int(case_name.split()[1])
-    run = sampler(rows) if side == "ours" else whole_rows(build() if side == "0" else peer_of(build(), "sdpa"), rows)
-    run(8)
-    short = timed(lambda: run(SHORT))[0] if side == "ours" else None
-    seconds, count = timed(lambda: run(NEW))
+    run = sampler(rows) if side == "ours" else whole_rows(peer_of(build(), "sdpa") if side == "peer" else build(), rows)
+    with fast_fp32_matmul(torch.device("cpu")) if "same matmul" in side else nullcontext():
+        run(8)
+        short = timed(lambda: run(SHORT))[0] if side == "ours" else None
+        seconds, count = timed(lambda: run(NEW))
     if count != rows * NEW:
         raise SystemExit(f"{side} drew {count} bytes for {case_name}, not {rows * NEW}")
     return {"seconds": seconds, "tokens": count, "short": short}
@@ -218,7 +229,7 @@ def patching() -> dict[str, Any]:
 
 
 def measure(side: str, case_name: str) -> None:
-    """Print one measurement as JSON; `side` is "ours" or the number of a peer's setting."""
+    """Print one measurement as JSON; `side` is "ours", the number of a peer's setting, or one of `LOOPS`."""
     if case_name.startswith("train"):
         facts = train(side, case_name)
     else:
@@ -249,10 +260,10 @@ def generated(repeats: int) -> list[dict[str, Any]]:
     """Return the rows of generation; the loops over whole rows run once, they take a minute each."""
     one, eight = "generate 1 row", "generate 8 rows"
     own = alternate(__file__, (one, eight), repeats, ("ours",))
-    loops = alternate(__file__, (one,), 1, ("0", "1"))
+    loops = alternate(__file__, (one,), 1, tuple(LOOPS))
     rows = [
         case(f"{one}, beside our own {what}", median_rate(own[one, "ours"]), median_rate(loops[one, side]), "bytes/s")
-        for side, what in (("0", "model without caches"), ("1", "weights in transformers, without caches"))
+        for side, what in LOOPS.items()
     ]
     for name in (one, eight):
         twice, once = (median_of(own[name, "ours"], fact) for fact in ("seconds", "short"))

@@ -144,7 +144,7 @@ def matmul_gflops(dtype: Any, seconds: float = 1.0) -> float:
     """Return the best rate of a 2048 x 2048 matmul in `dtype`, GFLOP/s, in the faster of the CPU's matmul libraries."""
     import torch
 
-    from selftaught.train.precision import fast_fp32_matmul
+    from selftaught.models.matmul import fast_fp32_matmul
 
     a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds

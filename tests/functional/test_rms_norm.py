@@ -24,3 +24,11 @@ def test_bfloat16_is_computed_in_float32() -> None:
     weight = torch.linspace(0.5, 2, 64).bfloat16()
     expected = F.rms_norm(x.float(), (64,), weight.float(), 1e-5).bfloat16()
     torch.testing.assert_close(rms_norm(x, weight, 1e-5), expected, rtol=0, atol=0)
+
+
+def test_the_same_with_and_without_gradients() -> None:
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    weight = torch.linspace(0.5, 2, 64, requires_grad=True)
+    with torch.no_grad():
+        found = rms_norm(x, weight, 1e-5)
+    assert not found.requires_grad and torch.equal(found, rms_norm(x, weight, 1e-5))

@@ -1,40 +1,9 @@
-import pytest
 import torch
 
 from selftaught.train import precision
-from selftaught.train.precision import Weights, fast_fp32_matmul, resolve_precision
+from selftaught.train.precision import Weights, resolve_precision
 
 CPU = torch.device("cpu")
-
-
-def setting() -> str:
-    return torch.backends.mkldnn.matmul.fp32_precision
-
-
-def test_fast_matmuls_are_float32_and_the_setting_is_put_back():
-    """1 + 2^-12 needs 13 bits: bf16 (8) and tf32 (11) would round it to 1."""
-    before = setting()
-    with fast_fp32_matmul(CPU):
-        assert (torch.full((96, 96), 1 + 2.0**-12) @ torch.eye(96) == 1 + 2.0**-12).all()
-        a, b = (torch.randn(64, 300, dtype=torch.float64) for _ in range(2))
-        torch.testing.assert_close(a.float() @ b.float().T, (a @ b.T).float(), atol=1e-4, rtol=0)
-    assert setting() == before
-
-
-def test_the_setting_is_put_back_after_an_error():
-    before = setting()
-    with pytest.raises(KeyError), fast_fp32_matmul(CPU):
-        raise KeyError
-    assert setting() == before
-
-
-@pytest.mark.parametrize(("exact", "slow"), [(False, True), (True, False)])
-def test_it_is_left_alone_where_it_is_not_known_to_help(monkeypatch, exact, slow):
-    monkeypatch.setattr(precision, "_onednn_is_exact", lambda: exact)
-    monkeypatch.setattr(precision, "_mkl_is_slow", lambda: slow)
-    before = setting()
-    with fast_fp32_matmul(CPU):
-        assert setting() == before
 
 
 def test_precisions(monkeypatch):

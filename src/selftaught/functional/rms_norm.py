@@ -14,17 +14,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         weight: [d].
         eps: added to the mean square.
     """
-    return _RMSNorm.apply(x, weight, eps)
+    # Decoding makes thousands of small calls, of which autograd's bookkeeping is a third.
+    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the result and each row's scale [..., 1]."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rows = x.to(wide)
+    scale = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (rows * scale).mul_(weight.to(wide)).to(x.dtype), scale
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        rows = x.to(wide)
-        scale = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        out, scale = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (rows * scale).mul_(weight.to(wide)).to(x.dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:

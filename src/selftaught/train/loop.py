@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from selftaught.models.adaptive_decoder import save_head
 from selftaught.models.load import load_config, load_tokenizer
+from selftaught.models.matmul import fast_fp32_matmul
 from selftaught.objectives import Objective, build_objective
 from selftaught.specs import LatentPreference, ModelSpec, ObjectiveSpec, Training
 from selftaught.store.stage import open_stage
@@ -25,7 +26,6 @@ from selftaught.train.encoding import Encoded
 from selftaught.train.examples import for_objective, prepare_examples
 from selftaught.train.memory import keep_freed_memory
 from selftaught.train.mismatched import mismatched_reference, with_mismatched
-from selftaught.train.precision import fast_fp32_matmul
 from selftaught.train.preview import preview
 from selftaught.train.reference import all_logps, read_reference, stored
 from selftaught.train.rewards import choose_pad_id, preview_rewards, reward_items

@@ -8,6 +8,7 @@ import torch
 
 from selftaught.functional.nll import sequence_sums
 from selftaught.models.load import load_tokenizer
+from selftaught.models.matmul import fast_fp32_matmul
 from selftaught.specs import ModelSpec, Training
 from selftaught.store.stage import write_shard
 from selftaught.train.batching import Batcher, Item, make_items
@@ -16,7 +17,6 @@ from selftaught.train.distributed import Ranks, join_ranks
 from selftaught.train.encoding import Encoded, reference_key
 from selftaught.train.examples import prepare_examples
 from selftaught.train.forward import TargetLogps
-from selftaught.train.precision import fast_fp32_matmul
 from selftaught.train.setup import Prepared, prepare
 from selftaught.types import Example, Score
 

@@ -39,6 +39,19 @@ def test_columns_keep_what_they_hold_when_they_grow() -> None:
     assert not stored[1].any() and not stored[:, :, 2:70].any()
 
 
+def test_columns_have_slots_for_the_rows_that_came() -> None:
+    columns, source = Columns(), Columns(2, 3)
+    source.tensors["x"] = torch.arange(12.0).view(2, 2, 3, 1)
+    for slot in (0, 1, 4):
+        columns.copy(source, np.array([1]), np.array([slot]), 3)
+    stored = columns.tensors["x"]
+    assert columns.slots == len(stored) == 5
+    assert all(torch.equal(stored[slot, :, :3], source.tensors["x"][1]) for slot in (0, 1, 4))
+    assert not stored[2:4].any() and not stored[:, :, 3:].any()
+    columns.reserve(3, 6)
+    assert len(columns.tensors["x"]) == 7, "half as many again"
+
+
 def test_notes_grow_together() -> None:
     notes = Notes.for_slots(2)
     for columns in (1, 65, 66, 300):

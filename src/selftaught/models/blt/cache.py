@@ -23,23 +23,26 @@ FIRST_COLUMNS = 64
 
 
 class Columns:
-    """Tensors [slot, head, column, dim] by name, whose columns grow together.
+    """Tensors [slot, head, column, dim] by name, whose slots and columns grow together.
 
     Args:
-        slots: rows.
+        slots: slots there are from the start.
         capacity: columns there are from the start.
     """
 
-    def __init__(self, slots: int, capacity: int = 0) -> None:
+    def __init__(self, slots: int = 0, capacity: int = 0) -> None:
         self.slots = slots
         self.capacity = capacity
         self.tensors: dict[str, Tensor] = {}
 
-    def reserve(self, columns: int) -> None:
-        """Make room for at least this many columns; what is stored stays."""
-        if columns > self.capacity:
+    def reserve(self, columns: int, slots: int = 0) -> None:
+        """Make room for at least these many columns and slots; what is stored stays."""
+        if columns > self.capacity or slots > self.slots:
             # Growing by half again keeps the copying linear in what is stored at the end.
-            self.capacity = max(columns, FIRST_COLUMNS, self.capacity * 3 // 2)
+            if columns > self.capacity:
+                self.capacity = max(columns, FIRST_COLUMNS, self.capacity * 3 // 2)
+            if slots > self.slots:
+                self.slots = max(slots, self.slots * 3 // 2)
             self.tensors = {name: self._room_for(x) for name, x in self.tensors.items()}
 
     def _room_for(self, x: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ class Columns:
 
     def copy(self, other: "Columns", source: np.ndarray, target: np.ndarray, columns: int) -> None:
         """Copy the first columns of the slots `source` of `other` to the slots `target`."""
-        self.reserve(columns)
+        self.reserve(columns, int(target.max(initial=-1)) + 1)
         for name, x in other.tensors.items():
             if name not in self.tensors:
                 self.tensors[name] = self._room_for(x[:0, :, :0])
@@ -205,8 +208,8 @@ class Cache:
     def __init__(self, slots: int) -> None:
         self.used = np.zeros(slots, bool)
         self.notes = Notes.for_slots(slots)
-        self.bytes = Columns(slots)
-        self.patches = Columns(slots)
+        self.bytes = Columns()
+        self.patches = Columns()
 
     @classmethod
     def of_prompts(cls, notes: Notes, of_bytes: dict[str, Tensor], of_patches: dict[str, Tensor]) -> "Cache":
@@ -215,8 +218,8 @@ class Cache:
         cache.notes = notes
         cache.used = np.ones(len(notes.ids), bool)
         for columns, tensors in ((cache.bytes, of_bytes), (cache.patches, of_patches)):
-            columns.slots, columns.tensors = len(notes.ids), tensors
-            columns.capacity = next(iter(tensors.values())).shape[2]
+            columns.tensors = tensors
+            columns.slots, _, columns.capacity, _ = next(iter(tensors.values())).shape
         return cache
 
     def reserve(self, lengths: np.ndarray) -> None:

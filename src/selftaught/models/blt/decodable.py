@@ -23,6 +23,7 @@ from selftaught.models.blt.modeling import BltForCausalLM, Sights, as_bytes, pat
 from selftaught.models.blt.patchers import NEWLINE, seen_positions
 from selftaught.models.blt.scores import open_scores
 from selftaught.models.load import context_length
+from selftaught.models.matmul import decoding_matmul
 from selftaught.models.widths import SMALLEST, rows_agree, step_widths
 
 # Bytes that the n-gram entropy model reads.
@@ -74,7 +75,12 @@ class BltDecodable:
         self.device = model.get_input_embeddings().weight.device
         # Attention over a whole prompt may add up in another order when longer prompts are beside it.
         self.prefill_alone = self.device.type == "cpu"
-        self._stable = rows_agree(model)
+        self._byte_matmul = decoding_matmul(model.model.decoder)
+        self._patch_matmul = decoding_matmul(model.model.global_stack)
+        with self._byte_matmul():
+            self._stable = rows_agree(model)
+        with self._patch_matmul():
+            self._stable &= rows_agree(model.model.global_stack)
         self._widths = step_widths(slots) if self._stable else (slots,)
         self._cache = Cache(slots)
         self._scores = open_scores(self.config, model.model.entropy_model, self._widths)
@@ -102,7 +108,8 @@ class BltDecodable:
         positions = core.places(ids, starts, sizes)
         seen = core.sights(ids, patches, positions)
         kept = [KeptSight(x) for x in (seen.encoder, seen.across, seen.decoder)]
-        reading = core.read(ids, patches, positions, Sights(*kept))
+        with self._patch_matmul():
+            reading = core.read(ids, patches, positions, Sights(*kept))
         of_bytes |= kept[0].named("encoder") | kept[2].named("decoder")
         of_bytes["states"] = torch.cat(reading.states, -1).unsqueeze(1)
         of_patches = {**kept[1].named("global"), "readable": self._readable(reading.latents).unsqueeze(1)}
@@ -119,9 +126,12 @@ class BltDecodable:
             InputError: vectors.
         """
         self._check_ids(inputs)
-        state = state.brought_home()
+        with self._byte_matmul():
+            return self._step(state.brought_home(), inputs.cpu().numpy())
+
+    def _step(self, state: BltState, ids: np.ndarray) -> tuple[Tensor, Tensor, BltState]:
         self._cache.reserve(state.lengths.numpy())
-        new = self._note(state, inputs.cpu().numpy())
+        new = self._note(state, ids)
         core, width = self.model.model, next(w for w in self._widths if w >= len(new.ids))
         spans = Spans(new.slot, new.index, new.index - np.minimum(new.place, self.config.window - 1))
         cos, sin = self._rotations(new.index, width, core.encoder.stack)
@@ -244,8 +254,9 @@ class BltDecodable:
         spans = Spans(slot, number, first)
         cos, sin = self._rotations(number, width, core.global_stack)
         x = self._pool(slot, new.begin[rows], new.index[rows] + 1, width)
-        for i, layer in enumerate(core.global_stack.layers):
-            x = layer(x, cos, sin, StepSight(self._cache.patches, f"global.{i}", spans))
+        with self._patch_matmul():
+            for i, layer in enumerate(core.global_stack.layers):
+                x = layer(x, cos, sin, StepSight(self._cache.patches, f"global.{i}", spans))
         self._cache.patches.write("readable", spans, self._readable(x)[: len(rows)])
 
     def _pool(self, slot: np.ndarray, begin: np.ndarray, end: np.ndarray, width: int) -> Tensor:

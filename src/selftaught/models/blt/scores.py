@@ -67,13 +67,21 @@ class TransformerScores:
         try:
             for config in self.configs:
                 config._attn_implementation = attention.NAME
-            cache: Any = PlanCache(cast(Plan, plan))
-            logits = self.model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True).logits
+            logits = self._logits(ids, places, PlanCache(cast(Plan, plan)))
         finally:
             for config, name in zip(self.configs, before, strict=True):
                 config._attn_implementation = name
             active_plan.reset(token)
         return next_byte_entropies(logits[:, 0])[:rows]
+
+    def _logits(self, ids: Tensor, places: Tensor, cache: Any) -> Tensor:
+        """Return the logits [W, 1, V]; the model's own `forward` would first build a mask that is not read."""
+        core: Any = self.model.model
+        x = core.embed_tokens(ids)
+        rotations = core.rotary_emb(x, position_ids=places)
+        for layer in core.layers:
+            x = layer(x, position_embeddings=rotations, past_key_values=cache)
+        return self.model.lm_head(core.norm(x))
 
 
 Scores = NgramScores | TransformerScores
