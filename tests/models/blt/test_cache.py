@@ -31,7 +31,8 @@ def test_columns_keep_what_they_hold_when_they_grow() -> None:
         columns.reserve(column + 1)
         spans = Spans(np.array([2, 0]), np.array([column, column]), np.array([0, 0]))
         new = torch.full((2, 4, 1, 8), float(column + 1)) * torch.tensor([1.0, -1.0])[:, None, None, None]
-        StepSight(columns, sight_of, spans).attend(new, new, new)
+        with torch.inference_mode():
+            StepSight(columns, sight_of, spans).attend(new, new, new)
     stored = columns.tensors["layer.0.keys"]
     assert stored.shape == (3, 4, columns.capacity, 8) and 201 <= columns.capacity <= 300
     for column in (0, 1, 70, 71, 200):

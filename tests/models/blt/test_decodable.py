@@ -248,6 +248,26 @@ def test_prompts_can_be_stepped_joined_and_cut_without_forking(build: Build, ngr
     rows.check(state)
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_what_is_returned_may_be_written_into_and_the_model_trained_after(
+    build: Build, ngrams: ByteNgrams, counted: bool
+) -> None:
+    """Neither holds for tensors of inference mode, in which a step computes."""
+    model = blt(build, ngrams if counted else None)
+    decodable = BltDecodable(model, 8)
+    state = decodable.prefill([text(12, 0)])[2].fork(torch.tensor([0]), 2)
+    for i in range(70):
+        logits, hidden, state = decodable.step(state, torch.tensor([70 + i, 90]))
+        logits += 1.0
+        hidden *= 2.0
+        state = state.fork(torch.tensor([1]), 1).join(state.select(torch.tensor([0])))
+    model.train()
+    ids = text(20, 1)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and all(g.isfinite().all() for g in gradients)
+
+
 def test_bfloat16(build: Build, tmp_path: Path) -> None:
     blt(build, None, encoder_cross_attention="all").save_pretrained(tmp_path)
     model = BltForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()

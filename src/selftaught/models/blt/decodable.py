@@ -118,7 +118,6 @@ class BltDecodable:
         state = BltState(self._cache, cache, np.arange(len(ids)), lengths)
         return self.model.lm_head(hidden).float(), hidden, state
 
-    @torch.no_grad()
     def step(self, state: BltState, inputs: Tensor) -> tuple[Tensor, Tensor, BltState]:
         """Read one byte per row; see `Decodable`.
 
@@ -126,10 +125,16 @@ class BltDecodable:
             InputError: vectors.
         """
         self._check_ids(inputs)
-        with self._byte_matmul():
-            return self._step(state.brought_home(), inputs.cpu().numpy())
+        with torch.inference_mode(), self._byte_matmul():
+            state = state.brought_home()
+            hidden = self._read(state, inputs.cpu().numpy())
+            logits = self.model.lm_head(hidden).float()
+            state.advance()
+        # Copied, so that who decodes may write into them.
+        return logits[: len(inputs)].clone(), hidden[: len(inputs)].clone(), state
 
-    def _step(self, state: BltState, ids: np.ndarray) -> tuple[Tensor, Tensor, BltState]:
+    def _read(self, state: BltState, ids: np.ndarray) -> Tensor:
+        """Read and store the bytes `ids` [R]; return the final states [W, d]."""
         self._cache.reserve(state.lengths.numpy())
         new = self._note(state, ids)
         core, width = self.model.model, next(w for w in self._widths if w >= len(new.ids))
@@ -146,9 +151,7 @@ class BltDecodable:
             # Products of other sizes may give other bits: then each patch is read as if it were alone.
             for rows in [closing] if self._stable else closing[:, None]:
                 self._close(new, rows)
-        x = self._decode(x, new, spans, cos, sin)
-        state.advance()
-        return self.model.lm_head(x).float()[: len(new.ids)], x[: len(new.ids)], state
+        return self._decode(x, new, spans, cos, sin)
 
     def _check_ids(self, inputs: Tensor) -> None:
         if inputs.dim() != 1:
