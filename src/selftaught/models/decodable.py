@@ -15,7 +15,6 @@ from selftaught.errors import InputError
 from selftaught.models import attention
 from selftaught.models.attention import Plan, PlanCache, PrefillPlan, active_plan, plan_step
 from selftaught.models.load import context_length
-from selftaught.models.matmul import decoding_matmul
 from selftaught.models.slab import ParkedPrompt, ParkedState, Slab, SlabState, new_owner
 from selftaught.models.widths import SMALLEST, rows_agree, step_widths
 
@@ -91,9 +90,7 @@ class TransformersDecodable:
         self.own_attention = own_attention
         self.context = context_length(model.config)
         self.device = model.get_input_embeddings().weight.device
-        self._matmul = decoding_matmul(model)
-        with self._matmul():
-            stable = rows_agree(model)
+        stable = rows_agree(model)
         self.prefill_alone = not stable
         self.slab = Slab(slots, share and own_attention, step_widths(slots) if stable else (slots,))
         self._head = model.get_output_embeddings()
@@ -159,8 +156,7 @@ class TransformersDecodable:
             if self.own_attention:
                 for config in self._configs:
                     config._attn_implementation = attention.NAME
-            with self._matmul():
-                yield
+            yield
         finally:
             for config, name in zip(self._configs, before, strict=True):
                 config._attn_implementation = name

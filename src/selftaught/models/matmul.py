@@ -57,7 +57,8 @@ def _mkl_is_slow() -> bool:
 def decoding_matmul(module: nn.Module) -> Callable[[], AbstractContextManager[None]]:
     """Return what to enter where `module` reads a few rows: `fast_fp32_matmul` if most of its weights gain by it.
 
-    In training, with its many rows, smaller matrices gain too.
+    In training, with its many rows, smaller matrices gain too. Batched products (`torch.bmm`) may then give other bits
+    beside other rows: it is for modules that have none.
     """
     matrices = [p for p in module.parameters() if p.dim() == 2]
     large = sum(p.numel() for p in matrices if p.numel() >= LARGE)

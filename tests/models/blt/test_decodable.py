@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 from selftaught.errors import InputError
 from selftaught.functional import patches as p
 from selftaught.functional.patches import calibrate_threshold
+from selftaught.models import matmul
 from selftaught.models.blt import BltForCausalLM, ByteNgrams
 from selftaught.models.blt.decodable import BltDecodable
 from selftaught.models.blt.patchers import entropies
@@ -178,8 +179,12 @@ def test_rules_and_shapes_together(build: Build, ngrams: ByteNgrams, combined: s
     follow(blt(build, ngrams if counts else None, **COMBINED[combined], **RULES[rule]), steps=24)
 
 
+@pytest.mark.parametrize("fast", [False, True], ids=["default matmul", "fast matmul"])
 @pytest.mark.parametrize("counts", [False, True], ids=["transformer", "counts"])
-def test_a_row_has_the_same_bits_whatever_runs_beside_it(build: Build, ngrams: ByteNgrams, counts: bool) -> None:
+def test_a_row_has_the_same_bits_whatever_runs_beside_it(
+    build: Build, ngrams: ByteNgrams, counts: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matmul, "LARGE", 1 if fast else 2**40)
     model = blt(build, ngrams if counts else None, hidden_size=64, global_attention_heads=4, window=16)
     fed = [text(40, 100 + i) for i in range(28)]
 
