@@ -70,6 +70,17 @@ def test_all_benchmarks_in_one_table(root):
     assert text.count("some CPU") == 1
 
 
+def test_a_machine_is_named_once_with_all_its_dates():
+    other = {**BENCHMARK, "name": "store", "date": "2026-01-01"}
+    elsewhere = {**BENCHMARK, "name": "far", "machine": "another", "date": ""}
+    for table in (tables.benchmarks_table, tables.ratios_table):
+        _, *sentences = table([BENCHMARK, other, elsewhere, BENCHMARK]).split("\n\n")
+        assert sentences == [
+            "some CPU, 2; torch 2.13.0; 2026-01-01, 2026-01-02. A ratio above 1 means that ours is better.",
+            "another; torch 2.13.0. A ratio above 1 means that ours is better.",
+        ]
+
+
 def test_claims_of_all_methods_in_one_table(root):
     other = {**summary(), "method": "rip", "seeds": [0, 1, 2]}
     (root / "reproductions/results/rip.json").write_text(json.dumps(other), encoding="utf-8")

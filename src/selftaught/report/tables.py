@@ -66,21 +66,20 @@ def benchmark_table(result: Mapping[str, Any]) -> str:
     """Return a benchmark's result file as Markdown: a row per case, ours beside the peer."""
     rows = [_case_row(case) for case in result.get("cases", ())]
     heads = ["case", "ours", "peer", "unit", "ratio"]
-    return "\n\n".join([markdown_table(heads, rows, right=(1, 2, 4)), _where(result)])
+    return "\n\n".join([markdown_table(heads, rows, right=(1, 2, 4)), *_origins([result])])
 
 
 def benchmarks_table(results: Iterable[Mapping[str, Any]]) -> str:
     """Return several benchmarks as one Markdown table."""
     results = list(results)
     rows = [[f"`{r.get('name', '')}`", *_case_row(case)] for r in results for case in r.get("cases", ())]
-    origins = "\n\n".join(dict.fromkeys(_where(r) for r in results))
     heads = ["benchmark", "case", "ours", "peer", "unit", "ratio"]
-    return "\n\n".join([markdown_table(heads, rows, right=(2, 3, 5)), origins])
+    return "\n\n".join([markdown_table(heads, rows, right=(2, 3, 5)), *_origins(results)])
 
 
 def ratios_table(results: Iterable[Mapping[str, Any]]) -> str:
     """Return of every benchmark the cases with the smallest and the largest ratio, memory left out."""
-    rows, origins = [], []
+    rows, measured = [], []
     for result in results:
         cases = [
             c for c in result.get("cases", ()) if figures.is_number(c.get("ratio")) and c.get("unit") not in _MEMORY
@@ -88,10 +87,8 @@ def ratios_table(results: Iterable[Mapping[str, Any]]) -> str:
         if cases:
             ends = (choose(cases, key=lambda case: case["ratio"]) for choose in (min, max))
             rows.append([f"`{result.get('name', '')}`", *(f"{c['ratio']:.2f}x ({c.get('case', '')})" for c in ends)])
-            origins.append(_where(result))
-    return "\n\n".join(
-        [markdown_table(["benchmark", "smallest ratio", "largest ratio"], rows), *dict.fromkeys(origins)]
-    )
+            measured.append(result)
+    return "\n\n".join([markdown_table(["benchmark", "smallest ratio", "largest ratio"], rows), *_origins(measured)])
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
@@ -220,12 +217,17 @@ def _origin(result: Mapping[str, Any]) -> str:
     return sentence + (f" Settings tried on development seeds beforehand: {tried}." if tried else "")
 
 
-def _where(result: Mapping[str, Any]) -> str:
-    machine = result.get("machine", "")
-    if isinstance(machine, dict):
-        machine = ", ".join(str(value) for value in machine.values())
-    parts = [str(machine), _versions(result), str(result.get("date", ""))]
-    return "; ".join(part for part in parts if part) + ". A ratio above 1 means that ours is better."
+def _origins(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each machine and its versions, with the dates of what was measured there."""
+    dates: dict[str, list[str]] = {}
+    for result in results:
+        machine = result.get("machine", "")
+        if isinstance(machine, dict):
+            machine = ", ".join(str(value) for value in machine.values())
+        where = "; ".join(part for part in (str(machine), _versions(result)) if part)
+        dates.setdefault(where, []).append(str(result.get("date", "")))
+    places = ((where, ", ".join(sorted({*days} - {""}))) for where, days in dates.items())
+    return ["; ".join(filter(None, place)) + ". A ratio above 1 means that ours is better." for place in places]
 
 
 def _versions(result: Mapping[str, Any]) -> str:
